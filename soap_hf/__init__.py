@@ -1,0 +1,49 @@
+"""SOAP for Hugging Face Transformers: clean patch tokens from any frozen vision backbone.
+
+Importing this package registers `SOAPConfig` and `SOAPModelWrapper` with transformers, so that
+`AutoModel.from_pretrained(head)` and `pipeline("image-feature-extraction", model=head)` work.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoModel
+
+from .configuration_soap import SOAPConfig
+from .errors import SOAPError
+from .modeling_soap import SOAPModelWrapper
+from .patch_layout import PatchLayout
+from .projection import SOAPProjection
+from .semantic_invariance import semantic_invariance, suppression_weights
+from .soap_statistics import SOAPStatistics
+from .synthetic import synthesize_images
+from .version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from .fitting import fit_soap
+
+
+__all__ = [
+    "PatchLayout",
+    "SOAPConfig",
+    "SOAPError",
+    "SOAPModelWrapper",
+    "SOAPProjection",
+    "SOAPStatistics",
+    "fit_soap",
+    "semantic_invariance",
+    "suppression_weights",
+    "synthesize_images",
+]
+
+_LAZY = {"fit_soap": "fitting"}  # needs datasets, which loading and using a head does not
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+AutoConfig.register(SOAPConfig.model_type, SOAPConfig, exist_ok=True)
+AutoModel.register(SOAPConfig, SOAPModelWrapper, exist_ok=True)

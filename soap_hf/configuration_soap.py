@@ -1,0 +1,84 @@
+"""Configuration of a SOAP head: which backbone it belongs to, what it removes, and how it was fitted."""
+
+from dataclasses import field
+from typing import Any, ClassVar
+
+from transformers import AutoConfig
+from transformers.configuration_utils import PretrainedConfig, SubConfigSpec
+
+from .errors import HeadError
+
+HEAD_FORMAT = 1
+"""Version of the head's files; raised when an older package could not read them."""
+
+
+class SOAPConfig(PretrainedConfig):
+    """Configuration of a [`SOAPModelWrapper`].
+
+    A head may clean several layers; the lists `layers`, `hidden_sizes`, `ranks`, `layouts` and `components` run in
+    parallel.
+
+    Args:
+        backbone (`PretrainedConfig` or `dict`, *optional*): the backbone's own configuration.
+        backbone_name_or_path (`str`, *optional*): hub id or folder of the backbone; a path that starts with `./` or
+            `../` is relative to the head's folder.
+        backbone_revision (`str`, *optional*): commit of the backbone that the head was fitted on.
+        backbone_dtype (`str`, *optional*): dtype that the head was fitted in and that loading uses, e.g. `"float32"`.
+        layers (`list[int]`, defaults to `[-1]`): which tensors are cleaned: -1 is `last_hidden_state`, `i >= 0` is
+            `hidden_states[i]`.
+        hidden_sizes (`list[int]`): width `D` of the tokens of each layer.
+        ranks (`list[int]`): number `k` of directions removed from each layer.
+        layouts (`list[dict]`): [`PatchLayout`] of each layer.
+        mu (`float` or `"auto"`), tau (`float`), threshold (`float`): arguments of `suppression_weights`.
+        components (`list[list[dict]]`): the highest-scoring components of each layer, at least those removed, as
+            `SOAPStatistics.table` gives them.
+        fit (`dict`): provenance: data set, image counts, image size, seed, package versions.
+
+    Raises:
+        HeadError: the lists do not run in parallel or a layer is not allowed.
+    """
+
+    model_type = "soap"
+    sub_configs_defaults: ClassVar[dict[str, Any]] = {
+        "backbone": SubConfigSpec(AutoConfig, model_type="vit", optional=True)
+    }
+
+    backbone: dict[str, Any] | PretrainedConfig | None = None
+    backbone_name_or_path: str | None = None
+    backbone_revision: str | None = None
+    backbone_dtype: str | None = None
+    layers: list[int] = field(default_factory=lambda: [-1])
+    hidden_sizes: list[int] = field(default_factory=list)
+    ranks: list[int] = field(default_factory=list)
+    layouts: list[dict[str, Any]] = field(default_factory=list)
+    mu: float | int | str = "auto"
+    tau: float = 0.05
+    threshold: float = 0.75
+    components: list[list[dict[str, Any]]] = field(default_factory=list)
+    fit: dict[str, Any] | None = None
+    head_format: int = HEAD_FORMAT
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.head_format > HEAD_FORMAT:
+            raise HeadError(f"This head has format {self.head_format}, newer than {HEAD_FORMAT}; upgrade soap-hf.")
+        if len(set(self.layers)) != len(self.layers) or any(layer < -1 for layer in self.layers):
+            raise HeadError(f"layers must be different numbers from -1 upwards, not {self.layers}.")
+        lengths = {len(self.layers), len(self.hidden_sizes), len(self.ranks), len(self.layouts)}
+        if self.hidden_sizes and lengths != {len(self.layers)}:
+            raise HeadError(
+                f"A head of {len(self.layers)} layers needs as many hidden_sizes, ranks and layouts, not "
+                f"{len(self.hidden_sizes)}, {len(self.ranks)} and {len(self.layouts)}."
+            )
+        sizes = list(zip(self.hidden_sizes, self.ranks, strict=False))
+        if any(not 0 <= rank <= size <= MAX_HIDDEN_SIZE for size, rank in sizes):
+            raise HeadError(f"Each rank must lie between 0 and its hidden size, not (hidden size, rank) = {sizes}.")
+
+    @property
+    def hidden_size(self) -> int | None:
+        """Width of the tokens of the last layer listed."""
+        return self.hidden_sizes[-1] if self.hidden_sizes else None
+
+
+MAX_HIDDEN_SIZE = 1 << 20
+"""Widths beyond this are a malformed config, not a backbone."""

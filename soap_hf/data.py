@@ -1,0 +1,239 @@
+"""Images from data sets: opening, sampling, decoding, and counting those that cannot be read."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import (
+    Dataset,
+    DatasetDict,
+    IterableDataset,
+    IterableDatasetDict,
+    get_dataset_split_names,
+    load_dataset,
+    load_from_disk,
+)
+from datasets import Image as ImageFeature
+from datasets.exceptions import DatasetNotFoundError
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import IterableDataset as TorchIterableDataset
+
+from .backbones import first_sentence
+from .errors import DataError
+from .preprocessing import ImagePreprocessor
+
+SHUFFLE_BUFFER = 1000
+"""Images held to shuffle a stream."""
+
+IMAGE_EXTENSIONS = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
+def open_dataset(
+    dataset: str | Dataset | IterableDataset | DatasetDict | IterableDatasetDict,
+    *,
+    split: str | None = None,
+    config_name: str | None = None,
+    streaming: bool = False,
+    token: str | bool | None = None,
+) -> Dataset | IterableDataset:
+    """Opens a data set by hub id, folder (of images, of parquet files, or saved by `datasets`) or parquet file.
+
+    Args:
+        dataset: hub id, path, or a `datasets` object, which is returned as it is.
+        split (`str`, *optional*): default: the only one, else `"train"`.
+        config_name (`str`, *optional*): configuration of a hub data set.
+        streaming (`bool`, defaults to `False`): do not download the whole set first.
+        token (`str` or `bool`, *optional*): for the Hub.
+
+    Raises:
+        DataError: it cannot be found or opened, or the split is not there; the message lists the splits.
+    """
+    if isinstance(dataset, (Dataset, IterableDataset)):
+        return dataset
+    if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
+        return dataset[_choose_split(list(dataset), split)]
+    if not isinstance(dataset, (str, Path)):
+        raise DataError(f"A data set must be a hub id, a path or a datasets.Dataset, not {type(dataset).__name__}.")
+    try:
+        arguments = _builder_arguments(Path(dataset)) if Path(dataset).exists() else {"path": str(dataset)}
+        if arguments is None:
+            return open_dataset(load_from_disk(str(dataset)), split=split)
+        splits = get_dataset_split_names(**arguments, config_name=config_name, token=token)
+        chosen = _choose_split(splits, split)
+        return load_dataset(**arguments, name=config_name, split=chosen, streaming=streaming, token=token)
+    except DatasetNotFoundError as error:
+        raise DataError(
+            f"Data set {str(dataset)!r} is neither a file or folder here nor a data set on the Hub; check the name, "
+            "or pass a token if it is private."
+        ) from error
+    except DataError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"Data set {str(dataset)!r} cannot be opened ({first_sentence(error)}).") from error
+
+
+def _builder_arguments(path: Path) -> dict[str, Any] | None:
+    """Arguments of `load_dataset` for a local path; `None` for a folder that `save_to_disk` wrote."""
+    if path.is_file():
+        if path.suffix == ".parquet":
+            return {"path": "parquet", "data_files": str(path)}
+        raise DataError(f"{path} is a file but not parquet; give a folder of images or a parquet file.")
+    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+        return None
+    files = (file for file in path.rglob("*") if file.is_file())
+    first = next((file for file in files if file.suffix.lower() in IMAGE_EXTENSIONS | {".parquet"}), None)
+    if first is None:
+        raise DataError(f"Folder {path} holds neither images nor parquet files; give a folder that does.")
+    if first.suffix == ".parquet":
+        return {"path": "parquet", "data_files": str(path / "**" / "*.parquet")}
+    return {"path": "imagefolder", "data_dir": str(path)}
+
+
+def _choose_split(splits: list[str], split: str | None) -> str:
+    if split is not None:
+        if split.partition("[")[0] not in splits:
+            raise DataError(f"The data set has no split {split!r}; choose one of {', '.join(splits)}.")
+        return split
+    if len(splits) == 1:
+        return splits[0]
+    if "train" in splits:
+        return "train"
+    raise DataError(f"The data set has several splits; choose one of {', '.join(splits)} with split=….")
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image that could not be read, and why."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
+
+class ImageSample:
+    """A seeded random sample of a data set's images, read in the same order each time.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): where the images are. A stream is shuffled through a buffer.
+        column (`str`): the image column.
+        num_images (`int`, *optional*): how many to draw; all if there are fewer, or if `None`.
+        seed (`int`): names the sample.
+
+    Raises:
+        DataError: no such column, not images, or fewer than 2.
+    """
+
+    def __init__(self, dataset: Dataset | IterableDataset, column: str, num_images: int | None, seed: int):
+        self.column = column
+        self.streamed = isinstance(dataset, IterableDataset)
+        dataset = _undecoded(dataset, column)
+        if isinstance(dataset, IterableDataset):
+            stream = dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+            self._rows: Any = stream if num_images is None else stream.take(num_images)
+            self.available = num_images
+        else:
+            order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
+            self._rows = dataset.select(order[:num_images])
+            self.available = len(self._rows)
+            if self.available < 2:
+                raise DataError(f"A fit needs at least 2 images, but the data set has {self.available}.")
+        self._seed = seed
+
+    def batches(
+        self, preprocess: ImagePreprocessor, batch_size: int, num_workers: int = 0
+    ) -> Iterator[tuple[Tensor | None, list[BadImage]]]:
+        """Pixels of the images, `(B, 3, H, W)` float32 (`None` if a batch holds no readable image), and the others."""
+        read = partial(_read, column=self.column, preprocess=preprocess)
+        images: TorchDataset = _Stream(self._rows, read) if self.streamed else _Rows(self._rows, read)
+        loader = DataLoader(
+            images,
+            batch_size=batch_size,
+            collate_fn=_collate,
+            num_workers=min(num_workers, 1) if self.streamed else num_workers,
+            generator=torch.Generator().manual_seed(self._seed),
+        )
+        yield from loader
+
+
+def _undecoded(dataset: Dataset | IterableDataset, column: str) -> Dataset | IterableDataset:
+    """The image column alone, with images as files rather than pixels, so that a broken one can be skipped."""
+    features = dataset.features
+    example: dict[str, Any] = {}
+    if features is None:
+        example = next(iter(dataset), {})
+    columns = list(features if features is not None else example)
+    if column not in columns:
+        raise DataError(
+            f"The data set has no column {column!r}; choose one of {', '.join(columns) or 'none'} with image_column=…."
+        )
+    if features is None:
+        if not isinstance(example[column], (Image.Image, dict, bytes)):
+            raise _not_images(column, type(example[column]).__name__)
+        return dataset
+    kind = features[column]
+    files = isinstance(kind, dict) and {"bytes", "path"} <= set(kind)
+    if not (isinstance(kind, ImageFeature) or files or getattr(kind, "dtype", None) in ("binary", "large_binary")):
+        raise _not_images(column, str(kind))
+    return dataset.select_columns([column]).cast_column(column, ImageFeature(decode=False))
+
+
+def _not_images(column: str, kind: str) -> DataError:
+    return DataError(
+        f"Column {column!r} holds {kind}, not images; choose another with image_column=…, or cast it with "
+        "dataset.cast_column(…, datasets.Image())."
+    )
+
+
+def _read(row: dict[str, Any], number: int, column: str, preprocess: ImagePreprocessor) -> Tensor | BadImage:
+    value = row[column]
+    try:
+        image = _decode(value)
+        image.load()
+    except Exception as error:  # decoders raise what they like, and every one of them means a bad file
+        path = value.get("path") if isinstance(value, dict) else None
+        return BadImage(str(path or f"row {number} of the sample"), first_sentence(error))
+    return preprocess(image)
+
+
+def _decode(value: Any) -> Image.Image:
+    if isinstance(value, Image.Image):
+        return value
+    if isinstance(value, bytes):
+        value = {"bytes": value, "path": None}
+    if value is None:
+        raise ValueError("no image")
+    return ImageFeature().decode_example(value)
+
+
+class _Rows(TorchDataset):
+    def __init__(self, rows: Dataset, read: Any):
+        self.rows, self.read = rows, read
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Tensor | BadImage:
+        return self.read(self.rows[number], number)
+
+
+class _Stream(TorchIterableDataset):
+    def __init__(self, rows: IterableDataset, read: Any):
+        self.rows, self.read = rows, read
+
+    def __iter__(self) -> Iterator[Tensor | BadImage]:
+        return itertools.starmap(self.read, ((row, number) for number, row in enumerate(self.rows)))
+
+
+def _collate(items: Iterable[Tensor | BadImage]) -> tuple[Tensor | None, list[BadImage]]:
+    items = list(items)
+    pixels = [item for item in items if isinstance(item, Tensor)]
+    return torch.stack(pixels) if pixels else None, [item for item in items if isinstance(item, BadImage)]

@@ -1,0 +1,29 @@
+"""The errors of this package: bad input, said in one sentence that names the thing and the way out."""
+
+
+class SOAPError(ValueError):
+    """Base class of everything this package raises on purpose."""
+
+
+class BackboneError(SOAPError):
+    """The backbone cannot be found, loaded or run, or it has no patch tokens."""
+
+
+class LayoutError(SOAPError):
+    """The patch tokens do not lie where the layout says."""
+
+
+class HeadError(SOAPError):
+    """A head (config, projection or statistics) is malformed or does not fit its backbone."""
+
+
+class DataError(SOAPError):
+    """The data set cannot be found or read, or it holds no usable images."""
+
+
+class OutputError(SOAPError):
+    """The output folder cannot be written."""
+
+
+class NonFiniteTokensError(SOAPError):
+    """Patch tokens hold NaN or Inf."""

@@ -1,0 +1,213 @@
+"""Fitting: from a backbone and some images to a head."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from accelerate import PartialState
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import __version__ as datasets_version
+from transformers import PreTrainedModel
+from transformers.utils import logging
+from transformers.utils.hub import resolve_revision
+
+from .backbones import bare_backbone, load_backbone, native_image_size
+from .data import SHUFFLE_BUFFER, ImageSample, open_dataset
+from .errors import BackboneError, DataError
+from .modeling_soap import SOAPModelWrapper
+from .patch_layout import PatchLayout, as_size
+from .preprocessing import ImagePreprocessor, load_image_processor
+from .report import print_report
+from .semantic_invariance import suppression_weights
+from .soap_statistics import SOAPStatistics
+from .token_passes import TokenPasses
+from .version import __version__
+
+logger = logging.get_logger(__name__)
+
+FEW_IMAGES = 64
+"""Below this many images a fit warns about the standard error of its scores."""
+
+
+def fit_soap(
+    backbone: str | os.PathLike | PreTrainedModel,
+    dataset: str | os.PathLike | Dataset | IterableDataset | DatasetDict | IterableDatasetDict,
+    *,
+    image_column: str = "image",
+    split: str | None = None,
+    config_name: str | None = None,
+    streaming: bool = False,
+    num_images: int | None = 1000,
+    num_synthetic: int | None = None,
+    batch_size: int = 32,
+    image_processor: Any = None,
+    image_size: int | tuple[int, int] | None = None,
+    layer: int | Sequence[int] = -1,
+    layout: PatchLayout | None = None,
+    mu: float | Literal["auto"] = "auto",
+    tau: float = 0.05,
+    threshold: float = 0.75,
+    isotropic: bool = False,
+    seed: int = 0,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    trust_remote_code: bool = False,
+    num_workers: int | None = None,
+    max_bad_images: float = 0.01,
+    progress: bool = True,
+) -> SOAPModelWrapper:
+    """Finds the directions of a backbone's patch tokens that answer to position rather than content, and removes them.
+
+    Real images are read twice, once for the principal components and once for their responses; as many synthetic
+    images without content are drawn. Nothing is trained (arXiv 2604.00172).
+
+    Args:
+        backbone (`str` or `PreTrainedModel`): hub id, folder or live model; a live model is not changed.
+        dataset: hub id, folder of images, parquet file, or a `datasets` object.
+        image_column (`str`, defaults to `"image"`): the column that holds the images.
+        split, config_name (`str`, *optional*), streaming (`bool`): as in `datasets.load_dataset`; the default split is
+            the only one, else `"train"`.
+        num_images (`int`, defaults to 1000): size of the seeded random sample; all images if there are fewer, or if
+            `None`.
+        num_synthetic (`int`, *optional*): as many as real images by default.
+        batch_size (`int`, defaults to 32): images a forward pass.
+        image_processor (*optional*): default: the backbone's own, else RGB, bicubic, ImageNet mean and std.
+        image_size (`int` or `(height, width)`, *optional*): the model's input size; default: the processor's.
+        layer (`int` or list of them, defaults to -1): -1 for `last_hidden_state`, `i >= 0` for `hidden_states[i]`.
+        layout ([`PatchLayout`], *optional*): where the patch tokens lie; found if not given.
+        mu (`float` or `"auto"`), tau (`float`), threshold (`float`): as in `suppression_weights`.
+        isotropic (`bool`, defaults to `False`): synthetic gradients without a preferred direction.
+        seed (`int`, defaults to 0): of the sample and of the synthetic images.
+        dtype (`str` or `torch.dtype`, *optional*): of the backbone; default: float32 on CPU, the checkpoint's on an
+            accelerator.
+        device (`str` or `torch.device`, *optional*): default: the accelerator if there is one.
+        revision, token, trust_remote_code: for the backbone on the Hub.
+        num_workers (`int`, *optional*): processes that decode images; default: what the machine and the sample allow.
+        max_bad_images (`float`, defaults to 0.01): share of unreadable images that are skipped; at least one is.
+        progress (`bool`, defaults to `True`): show bars, and a table of components at the end.
+
+    Returns:
+        [`SOAPModelWrapper`] with `.statistics`, in evaluation mode.
+
+    Raises:
+        BackboneError, DataError, LayoutError: the input does not fit together; raised before any long work.
+        DataError: too many unreadable images; names them.
+        NonFiniteTokensError: tokens with NaN or Inf; names the batch.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from PIL import Image
+        >>> from transformers import ViTConfig, ViTModel
+        >>> images = Dataset.from_dict({"image": [Image.new("RGB", (32, 32), (40 * i, 0, 0)) for i in range(6)]})
+        >>> vit = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        ...                          image_size=32, patch_size=8))
+        >>> model = fit_soap(vit, images, progress=False)
+        >>> model.config.fit["num_images"]
+        6
+    """
+    suppression_weights(torch.ones(1), mu=mu, tau=tau, threshold=threshold)  # refuses bad arguments now, not later
+    if any(number is not None and number < 2 for number in (num_images, num_synthetic)):
+        raise DataError("A fit needs at least 2 real and 2 synthetic images; raise num_images or num_synthetic.")
+    live, name, pin = _find_backbone(backbone, dtype, device, revision, token, trust_remote_code)
+    if image_processor is None:
+        fallback = as_size(image_size) or native_image_size(live.config) or (224, 224)
+        hub_kwargs = {"revision": pin, "token": token, "trust_remote_code": trust_remote_code}
+        image_processor = load_image_processor(name, fallback, **hub_kwargs)
+    preprocess = ImagePreprocessor(image_processor, as_size(image_size))
+    layers = [layer] if isinstance(layer, int) else list(layer)
+    model = SOAPModelWrapper.from_backbone(
+        live,
+        dict.fromkeys(layers),
+        name_or_path=name,
+        revision=pin,
+        layout=None if layout is None else dict.fromkeys(layers, layout),
+        image_size=preprocess.size,
+        image_processor=preprocess.resized_processor(),
+    )
+    opened = open_dataset(dataset, split=split, config_name=config_name, streaming=streaming, token=token)
+    sample = ImageSample(opened, image_column, num_images, seed)
+    if num_images is not None and sample.available is not None and sample.available < num_images:
+        logger.warning(
+            f"The data set has {sample.available} images, fewer than the {num_images} asked for: all are used."
+        )
+    passes = TokenPasses(model, sample, preprocess, batch_size, num_workers, max_bad_images, progress)
+    statistics = passes.statistics(num_synthetic, seed, isotropic)
+    model.set_statistics(statistics)
+    model.reweight(mu, tau, threshold)
+    some = statistics[layers[0]]
+    model.config.fit = {
+        "dataset": _public_name(dataset, opened),
+        "config_name": config_name,
+        "split": str(opened.split) if opened.split is not None else split,
+        "image_column": image_column,
+        "shuffle_buffer": SHUFFLE_BUFFER if sample.streamed else None,
+        "num_images": some.num_real,
+        "num_synthetic": some.num_synthetic,
+        "num_bad_images": len(passes.bad_images),
+        "image_size": list(preprocess.size),
+        "isotropic": isotropic,
+        "seed": seed,
+        "versions": {
+            "soap_hf": __version__,
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "datasets": datasets_version,
+        },
+    }
+    _say_what_was_found(model, statistics)
+    if progress:
+        print_report(model.config)
+    return model.eval()
+
+
+def _find_backbone(
+    backbone: str | os.PathLike | PreTrainedModel,
+    dtype: str | torch.dtype | None,
+    device: str | torch.device | None,
+    revision: str | None,
+    token: str | bool | None,
+    trust_remote_code: bool,
+) -> tuple[PreTrainedModel, str | None, str | None]:
+    """The live backbone, where it came from, and the commit that pins it there."""
+    if not isinstance(backbone, (str, os.PathLike)):
+        if dtype is not None or device is not None:
+            raise BackboneError(
+                "dtype and device load a backbone by name; move a live model yourself and pass neither."
+            )
+        live = bare_backbone(backbone)
+        return live, live.config.name_or_path or None, revision
+    name = os.fspath(backbone)
+    target = torch.device(device) if device is not None else PartialState().default_device
+    if dtype is None:
+        dtype = "float32" if target.type == "cpu" else "auto"
+    pin = None if os.path.isdir(name) else resolve_revision(name, revision, token=token)
+    live = load_backbone(name, dtype=dtype, revision=pin or "main", token=token, trust_remote_code=trust_remote_code)
+    return live.to(target), name, pin
+
+
+def _public_name(dataset: Any, opened: Dataset | IterableDataset) -> str:
+    """What to call the data set in a config that may be published: no local path beyond its last part."""
+    if isinstance(dataset, (str, os.PathLike)):
+        return Path(dataset).name if Path(dataset).exists() else str(dataset)
+    return opened.info.dataset_name or "a data set in memory"
+
+
+def _say_what_was_found(model: SOAPModelWrapper, statistics: dict[int, SOAPStatistics]) -> None:
+    for (layer, single), rank in zip(statistics.items(), model.config.ranks, strict=True):
+        top = int(single.scores.argmax())
+        score, error = float(single.scores[top]), float(single.standard_errors[top])
+        if single.num_real < FEW_IMAGES:
+            logger.warning(
+                f"Only {single.num_real} images: the top score of layer {layer} is {score:.3f} with a standard error "
+                f"of {error:.3f}; use {FEW_IMAGES} or more."
+            )
+        if rank == 0:
+            logger.warning(
+                f"Nothing is removed from layer {layer}: its top score is {score:.3f}, and mu={model.config.mu} at "
+                f"threshold {model.config.threshold} finds no component to suppress."
+            )

@@ -1,0 +1,164 @@
+"""The files of a head: finding, reading and checking them, in a folder or on the Hub."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers.configuration_utils import PretrainedConfig
+from transformers.utils.hub import cached_file
+
+from .backbones import first_sentence
+from .configuration_soap import SOAPConfig
+from .errors import HeadError
+from .projection import SOAPProjection
+from .tensor_files import read_tensors
+
+WEIGHTS_FILE = "model.safetensors"
+PROCESSOR_FILE = "preprocessor_config.json"
+BACKBONE_FOLDER = "backbone"
+HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+@dataclass(frozen=True)
+class HeadSource:
+    """Where a head lives: a folder or a hub repository, and how to reach it."""
+
+    name_or_path: str
+    hub_kwargs: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def fetch(self, filename: str) -> Path:
+        """Local path of one of the head's files, downloaded if need be.
+
+        Raises:
+            HeadError: the head cannot be reached or has no such file.
+        """
+        try:
+            return Path(cached_file(self.name_or_path, filename, **self.hub_kwargs))
+        except (OSError, ValueError) as error:
+            raise HeadError(
+                f"{filename} of the head {self.name_or_path!r} cannot be read ({first_sentence(error)}); check the "
+                "name of the head and the connection."
+            ) from error
+
+    def fetch_if_there(self, filename: str) -> Path | None:
+        """As `fetch`, but `None` if the head has no such file."""
+        path = cached_file(self.name_or_path, filename, _raise_exceptions_for_missing_entries=False, **self.hub_kwargs)
+        return None if path is None else Path(path)
+
+    def backbone_reference(self, config: SOAPConfig) -> tuple[str, dict[str, Any]]:
+        """The backbone's hub id or folder, and the keyword arguments that pin it.
+
+        A reference that starts with `./` or `../` is relative to the head: beside or inside its folder, or inside its
+        repository.
+
+        Raises:
+            HeadError: the config names no backbone, or one outside the repository.
+        """
+        reference = config.backbone_name_or_path
+        if not reference:
+            raise HeadError(
+                f"The head {self.name_or_path!r} names no backbone; load it with from_pretrained(…, backbone=…)."
+            )
+        if not reference.startswith(("./", "../")):
+            return reference, {"revision": config.backbone_revision} if config.backbone_revision else {}
+        if os.path.isdir(self.name_or_path):
+            return os.path.normpath(os.path.join(self.name_or_path, reference)), {}
+        inside = os.path.normpath(os.path.join(self.hub_kwargs.get("subfolder", ""), reference))
+        if inside.startswith(".."):
+            raise HeadError(
+                f"The head {self.name_or_path!r} points to a backbone outside its repository: {reference!r}."
+            )
+        return self.name_or_path, {"subfolder": inside, "revision": self.hub_kwargs.get("revision")}
+
+
+def read_config(source: HeadSource) -> SOAPConfig:
+    """Reads the configuration of a head.
+
+    Raises:
+        HeadError: it is missing or malformed, or belongs to something else.
+    """
+    path = source.fetch("config.json")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or values.get("model_type") != SOAPConfig.model_type:
+            raise HeadError(f"{source.name_or_path!r} is not a SOAP head: its config has another model_type.")
+        return SOAPConfig.from_dict(values)
+    except HeadError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
+        raise HeadError(
+            f"The config of the head {source.name_or_path!r} is malformed ({first_sentence(error)}); fetch or fit it "
+            "anew."
+        ) from error
+
+
+def tensor_names(config: SOAPConfig) -> dict[int, tuple[str, str]]:
+    """Names of basis and weights of each layer in the head's weights file."""
+    return {layer: (f"projections.{layer}.basis", f"projections.{layer}.weights") for layer in config.layers}
+
+
+def read_projections(source: HeadSource, config: SOAPConfig) -> dict[int, SOAPProjection]:
+    """Reads and checks the projections of a head.
+
+    Raises:
+        HeadError: the file is missing or malformed, or does not hold what the config promises.
+    """
+    path = source.fetch(WEIGHTS_FILE)
+    if not config.hidden_sizes:
+        raise HeadError(f"The config of the head {source.name_or_path!r} has no hidden_sizes; fit or fetch it anew.")
+    names = tensor_names(config)
+    tensors, _ = read_tensors(path, {name for pair in names.values() for name in pair}, what="head")
+    projections = {}
+    for (layer, (basis, weights)), dim, rank in zip(names.items(), config.hidden_sizes, config.ranks, strict=True):
+        _check_shape(basis, tensors[basis], (dim, rank))
+        _check_shape(weights, tensors[weights], (rank,))
+        projections[layer] = SOAPProjection(tensors[basis], tensors[weights])
+    return projections
+
+
+def check_same_architecture(stored: PretrainedConfig | None, actual: PretrainedConfig) -> None:
+    """Refuses a backbone that is not of the architecture and width the head was fitted on.
+
+    Raises:
+        HeadError: names the first difference.
+    """
+    if stored is None:
+        return
+    for name in (
+        "model_type",
+        "hidden_size",
+        "hidden_sizes",
+        "embed_dim",
+        "num_hidden_layers",
+        "depths",
+        "patch_size",
+    ):
+        here, there = getattr(stored, name, None), getattr(actual, name, None)
+        if here != there:
+            raise HeadError(
+                f"The head was fitted on a backbone with {name}={here}, but this one has {name}={there}; load the "
+                "head with the backbone it was fitted on, or fit a new head."
+            )
+
+
+def relative_reference(backbone: str, folder: str | os.PathLike) -> str:
+    """How a head in `folder` refers to a backbone: relative if that lies inside or beside it, else as it is."""
+    if not os.path.isdir(backbone):
+        return backbone
+    head, target = os.path.realpath(folder), os.path.realpath(backbone)
+    relative = Path(os.path.relpath(target, head)).as_posix()
+    if os.path.commonpath([os.path.dirname(head), target]) != os.path.dirname(head):
+        return target
+    return relative if relative.startswith("..") else f"./{relative}"
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape or not tensor.is_floating_point():
+        raise HeadError(
+            f"Tensor {name!r} of the head should be floating-point of shape {shape}, but is {tensor.dtype} of shape "
+            f"{tuple(tensor.shape)}; fit or fetch it anew."
+        )

@@ -1,0 +1,182 @@
+"""From images to the pixels that a backbone expects: one image processor, one size, real and synthetic alike."""
+
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoImageProcessor, ViTImageProcessorPil
+from transformers.utils import logging
+
+from .backbones import first_sentence
+from .errors import DataError
+from .synthetic import IMAGENET_MEAN, IMAGENET_STD
+
+logger = logging.get_logger(__name__)
+
+
+def load_image_processor(name_or_path: str | None, fallback_size: tuple[int, int], **hub_kwargs: Any) -> Any:
+    """The image processor of a backbone, or the documented default: RGB, bicubic, ImageNet mean and std.
+
+    Args:
+        name_or_path (`str`, *optional*): hub id or folder of the backbone.
+        fallback_size (`(height, width)`): size of the default.
+        hub_kwargs: handed to `AutoImageProcessor.from_pretrained`.
+
+    Returns:
+        A transformers image processor; a warning says so if it is the default.
+    """
+    reason = "a model in memory brings none"
+    if name_or_path:
+        try:
+            return AutoImageProcessor.from_pretrained(name_or_path, **hub_kwargs)
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            reason = first_sentence(error)
+    height, width = fallback_size
+    logger.warning(
+        f"No image processor for {name_or_path or 'this backbone'} ({reason}): images are made RGB, resized to "
+        f"{height} x {width} (bicubic) and normalised with the ImageNet mean and std; pass image_processor to "
+        "choose another."
+    )
+    return ViTImageProcessorPil(
+        size={"height": height, "width": width},
+        resample=Image.Resampling.BICUBIC,
+        image_mean=list(IMAGENET_MEAN),
+        image_std=list(IMAGENET_STD),
+        do_convert_rgb=True,
+    )
+
+
+class ImagePreprocessor:
+    """Turns one image into the pixels of one size that a backbone expects.
+
+    Args:
+        processor: a transformers image processor.
+        image_size (`(height, width)`, *optional*): the model's input size. The processor's resize is scaled in
+            proportion to its crop; without it the processor's own size is used. A processor that keeps the aspect
+            ratio gets images cropped about their centre, so that all share one size.
+
+    Attributes:
+        size (`(height, width)`): of the pixels.
+
+    Raises:
+        DataError: the processor does not make images of one size.
+    """
+
+    def __init__(self, processor: Any, image_size: tuple[int, int] | None = None):
+        self.processor = processor
+        own_size = _own_size(processor)
+        if image_size is None and own_size is None:
+            raise DataError(f"{type(processor).__name__} has no fixed size; pass image_size.")
+        self.size: tuple[int, int] = image_size or own_size  # type: ignore[assignment]
+        self._kwargs = {} if image_size in (None, own_size) else _size_kwargs(processor, self.size)
+        self._crops = not _crop(processor) and _field(processor, "size", "height") is None
+        self._check()
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Pixels of one image, `(3, height, width)` float32."""
+        image = to_rgb(image)
+        if self._crops:
+            image = _crop_to_aspect(image, self.size)
+        pixels = self.processor(image, return_tensors="pt", **self._kwargs)["pixel_values"]
+        return torch.as_tensor(pixels[0], dtype=torch.float32)
+
+    def normalize(self, rgb: Tensor) -> Tensor:
+        """What the processor does to colours, and nothing else, for images that are already RGB floats.
+
+        Args:
+            rgb (`torch.Tensor` of shape `(B, 3, H, W)`): nominal range [0, 1].
+
+        Returns:
+            `torch.Tensor` of shape `(B, 3, H, W)`: scale, mean, std and channel order applied; not clipped, rounded or
+            resized.
+        """
+        shift, matrix = (part.to(rgb.device) for part in self._colour_map())
+        return torch.einsum("oc,bchw->bohw", matrix, rgb) + shift.view(1, 3, 1, 1)
+
+    def resized_processor(self) -> Any:
+        """The processor with this size for its own, to be saved beside a head."""
+        return (
+            type(self.processor).from_dict({**self.processor.to_dict(), **self._kwargs})
+            if self._kwargs
+            else self.processor
+        )
+
+    def _colour_map(self) -> tuple[Tensor, Tensor]:
+        """Shift `(3,)` and matrix `(3, 3)` of the processor's affine map of colours, read off plain images."""
+        colours = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
+        seen = [
+            self(Image.new("RGB", self.size[::-1], colour))[:, self.size[0] // 2, self.size[1] // 2]
+            for colour in colours
+        ]
+        return seen[0], torch.stack([colour - seen[0] for colour in seen[1:]], dim=1)
+
+    def _check(self) -> None:
+        """Fails early if two images of different shape do not come out in one size."""
+        for shape in ((300, 200), (170, 310)):
+            try:
+                got = tuple(self(Image.new("RGB", shape)).shape)
+            except (ValueError, RuntimeError, KeyError, TypeError) as error:
+                raise DataError(
+                    f"{type(self.processor).__name__} cannot make images of {self.size[0]} x {self.size[1]} pixels "
+                    f"({first_sentence(error)}); choose another image_size or pass image_processor."
+                ) from error
+            if got != (3, *self.size):
+                raise DataError(
+                    f"{type(self.processor).__name__} makes images of shape {got}, not (3, {self.size[0]}, "
+                    f"{self.size[1]}); choose another image_size or pass image_processor."
+                )
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB, 8 bit: palette, grey, CMYK and alpha as Pillow converts them, 16 bit scaled down rather than clipped."""
+    if image.mode.startswith("I;16"):
+        image = image.convert("I").point(lambda value: value / 257).convert("L")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _field(processor: Any, name: str, part: str) -> int | None:
+    value = getattr(processor, name, None)
+    return None if value is None else dict(value).get(part)
+
+
+def _crop(processor: Any) -> tuple[int, int] | None:
+    if not getattr(processor, "do_center_crop", False):
+        return None
+    height, width = _field(processor, "crop_size", "height"), _field(processor, "crop_size", "width")
+    return None if height is None or width is None else (height, width)
+
+
+def _own_size(processor: Any) -> tuple[int, int] | None:
+    """`(height, width)` of what the processor makes: its crop, else its size; a shortest edge alone gives a square."""
+    if crop := _crop(processor):
+        return crop
+    height, width = _field(processor, "size", "height"), _field(processor, "size", "width")
+    edge = _field(processor, "size", "shortest_edge")
+    if height is not None and width is not None:
+        return height, width
+    return None if edge is None else (edge, edge)
+
+
+def _size_kwargs(processor: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """Arguments that make the processor give `size`."""
+    height, width = size
+    crop, edge = _crop(processor), _field(processor, "size", "shortest_edge")
+    if not crop:
+        return {"size": {"shortest_edge": min(size)} if edge is not None else {"height": height, "width": width}}
+    scale = max(height / crop[0], width / crop[1])
+    if edge is not None:
+        resize = {"shortest_edge": max(height, width, round(edge * scale))}
+    else:
+        own_height = _field(processor, "size", "height") or crop[0]
+        own_width = _field(processor, "size", "width") or crop[1]
+        resize = {"height": round(own_height * height / crop[0]), "width": round(own_width * width / crop[1])}
+    return {"size": resize, "crop_size": {"height": height, "width": width}}
+
+
+def _crop_to_aspect(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The largest centred part of the image with the aspect ratio of `size`."""
+    scale = min(image.height / size[0], image.width / size[1])
+    height, width = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    top, left = (image.height - height) // 2, (image.width - width) // 2
+    return image.crop((left, top, left + width, top + height))

@@ -1,0 +1,57 @@
+"""A fitted head in words: the table of its components and where it came from."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .configuration_soap import SOAPConfig
+from .semantic_invariance import NEGLIGIBLE_WEIGHT
+
+
+def print_report(config: SOAPConfig, console: Console | None = None) -> None:
+    """Prints the highest-scoring components of each layer and the provenance of a head."""
+    console = console or Console()
+    for layer, components in zip(config.layers, config.components, strict=False):
+        console.print(component_table(components, f"layer {layer}" if len(config.layers) > 1 else None))
+    for line in summary(config):
+        console.print(line, highlight=False)
+
+
+def component_table(components: list[dict[str, Any]], title: str | None = None) -> Table:
+    """The components as a table: rank, number, score and its standard error, share of variance, weight."""
+    table = Table(title=title)
+    for name in ("rank", "component", "score", "std. error", "variance", "weight", ""):
+        table.add_column(name, justify="right")
+    for row in components:
+        table.add_row(
+            str(row["rank"]),
+            str(row["component"]),
+            f"{row['score']:.4f}",
+            f"{row['standard_error']:.4f}",
+            f"{row['variance_share']:.2%}",
+            f"{row['weight']:.4f}",
+            "removed" if row["weight"] > NEGLIGIBLE_WEIGHT else "",
+        )
+    return table
+
+
+def summary(config: SOAPConfig) -> list[str]:
+    """What the head removes and how it was fitted, a sentence a line."""
+    removed = ", ".join(
+        f"{rank} of {size}" + (f" in layer {layer}" if len(config.layers) > 1 else "")
+        for layer, size, rank in zip(config.layers, config.hidden_sizes, config.ranks, strict=True)
+    )
+    revision = f" at {config.backbone_revision[:12]}" if config.backbone_revision else ""
+    lines = [
+        f"Directions removed: {removed} (mu={config.mu}, tau={config.tau}, threshold={config.threshold}).",
+        f"Backbone: {config.backbone_name_or_path or 'a model in memory'}{revision}, {config.backbone_dtype}.",
+    ]
+    if config.fit:
+        fit = config.fit
+        height, width = fit["image_size"]
+        lines.append(
+            f"Fitted on {fit['num_images']} images of {fit['dataset']} and {fit['num_synthetic']} synthetic ones at "
+            f"{height} x {width} pixels, seed {fit['seed']}, soap-hf {fit['versions']['soap_hf']}."
+        )
+    return lines

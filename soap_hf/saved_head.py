@@ -1,0 +1,210 @@
+"""Loading and saving a head: the part of the wrapper that knows files and the Hub."""
+
+import copy
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AutoImageProcessor, PreTrainedModel
+from transformers.configuration_utils import PretrainedConfig
+from transformers.utils import logging
+
+from .backbones import bare_backbone, load_backbone
+from .configuration_soap import SOAPConfig
+from .errors import HeadError
+from .head_files import (
+    BACKBONE_FOLDER,
+    HUB_KWARGS,
+    PROCESSOR_FILE,
+    HeadSource,
+    check_same_architecture,
+    read_config,
+    read_projections,
+    relative_reference,
+)
+from .soap_statistics import SOAPStatistics
+from .tensor_files import staging_folder
+
+logger = logging.get_logger(__name__)
+
+
+class SavedHead(PreTrainedModel):
+    """A model that is saved as a head alone and loads its backbone by reference.
+
+    Beside the weights a head may carry the statistics of its fit and the backbone's image processor; both are read
+    when first asked for.
+    """
+
+    config: SOAPConfig
+    backbone: PreTrainedModel
+
+    def _remember_backbone(self) -> None:
+        """Notes which weights are the backbone's, and their state, before `post_init`."""
+        self._keys_to_ignore_on_save = {f"backbone.{name}" for name in self.backbone.state_dict()}
+        self._backbone_state = _training_state(self.backbone)
+        self._statistics: dict[int, SOAPStatistics] = {}
+        self._image_processor: Any = None
+        self._source: HeadSource | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *model_args: Any,
+        config: SOAPConfig | None = None,
+        backbone: PreTrainedModel | str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Loads a head, and the backbone it refers to.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): folder or hub id of the head.
+            config ([`SOAPConfig`], *optional*): read from the head if not given.
+            backbone (`PreTrainedModel` or `str`, *optional*): another copy of the backbone: a live model, hub id or
+                folder.
+            kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` and `subfolder` reach the
+                head; everything else (`dtype`, `device_map`, `attn_implementation`, `quantization_config`,
+                `trust_remote_code`, …) loads the backbone. Without `dtype` the backbone is loaded in the dtype that
+                the head was fitted in.
+
+        Returns:
+            The model, in evaluation mode.
+
+        Raises:
+            HeadError: the head is missing or malformed, or does not fit the backbone.
+            BackboneError: the backbone cannot be loaded.
+        """
+        hub_kwargs = {name: kwargs.pop(name) for name in HUB_KWARGS if kwargs.get(name) is not None}
+        for name in (*HUB_KWARGS, "_from_auto", "_from_pipeline", "adapter_kwargs", "_commit_hash"):
+            kwargs.pop(name, None)
+        with_loading_info = kwargs.pop("output_loading_info", False)
+        source = HeadSource(os.fspath(pretrained_model_name_or_path), hub_kwargs)
+        config = read_config(source) if config is None else copy.deepcopy(config)
+        projections = read_projections(source, config)
+        if isinstance(backbone, PreTrainedModel):
+            live = bare_backbone(backbone)
+        else:
+            reference, pin = source.backbone_reference(config) if backbone is None else (backbone, {})
+            reach = {name: value for name, value in hub_kwargs.items() if name not in ("revision", "subfolder")}
+            live = load_backbone(reference, **reach, **pin, **_backbone_kwargs(config, kwargs))
+            config.backbone_name_or_path = reference
+        check_same_architecture(config.backbone, live.config)
+        model = cls(config, live, {layer: single.to(live.device) for layer, single in projections.items()})
+        model._source = source
+        model.eval()
+        complete: dict[str, Any] = {key: set() for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+        return (model, complete) if with_loading_info else model
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        include_backbone: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Writes the head: `config.json`, `model.safetensors`, `statistics.safetensors`, `preprocessor_config.json`.
+
+        Everything is written beside the target and moved there at the end, so that no half-written head is left.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): the head's folder.
+            is_main_process (`bool`, defaults to `True`): only the main process writes.
+            state_dict (`dict`, *optional*): taken instead of the model's own (Trainer passes it).
+            include_backbone (`bool`, defaults to `False`): write the backbone into the folder as well, so that it
+                needs nothing else.
+            kwargs: handed to `PreTrainedModel.save_pretrained`.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        if not is_main_process:
+            return
+        if not include_backbone and _training_state(self.backbone) != self._backbone_state:
+            logger.warning(
+                "The backbone's weights have changed since it was put under this head, and saving writes the head "
+                "alone: they will be lost. Pass include_backbone=True to keep them."
+            )
+        target = Path(save_directory)
+        with staging_folder(target) as staging:
+            with self._saved_config(target, include_backbone):
+                super().save_pretrained(staging, state_dict=state_dict, save_original_format=False, **kwargs)
+            for layer, statistics in self._loaded_statistics().items():
+                statistics.save(staging / self._statistics_file(layer))
+            if self.image_processor is not None:
+                self.image_processor.save_pretrained(staging)
+            if include_backbone:
+                self.backbone.save_pretrained(staging / BACKBONE_FOLDER)
+                if isinstance(self.config.backbone, PretrainedConfig):  # a ViTMAE's view says that nothing is masked
+                    self.config.backbone.save_pretrained(staging / BACKBONE_FOLDER)
+
+    @property
+    def statistics(self) -> SOAPStatistics | dict[int, SOAPStatistics]:
+        """What the fit learned, read from beside the head when first asked for; a dict by layer for several layers.
+
+        Raises:
+            HeadError: the head was saved without statistics.
+        """
+        statistics = self._loaded_statistics()
+        if not statistics:
+            raise HeadError("This head was saved without statistics; fit it again to have them.")
+        return statistics if len(self.config.layers) > 1 else statistics[self.config.layers[0]]
+
+    def set_statistics(self, statistics: Mapping[int, SOAPStatistics]) -> "SavedHead":
+        """Attaches the statistics of each layer; returns itself. The projections stay as they are until `reweight`."""
+        if set(statistics) != set(self.config.layers):
+            raise HeadError(
+                f"Statistics of layers {list(statistics)} do not fit a head of layers {self.config.layers}."
+            )
+        self._statistics = dict(statistics)
+        return self
+
+    @property
+    def image_processor(self) -> Any:
+        """The image processor saved beside the head, or `None`."""
+        source = self._source
+        if self._image_processor is None and source is not None and source.fetch_if_there(PROCESSOR_FILE) is not None:
+            self._image_processor = AutoImageProcessor.from_pretrained(source.name_or_path, **source.hub_kwargs)
+        return self._image_processor
+
+    def _statistics_file(self, layer: int) -> str:
+        return "statistics.safetensors" if len(self.config.layers) == 1 else f"statistics.{layer}.safetensors"
+
+    def _loaded_statistics(self) -> dict[int, SOAPStatistics]:
+        if not self._statistics and self._source is not None:
+            paths = {layer: self._source.fetch_if_there(self._statistics_file(layer)) for layer in self.config.layers}
+            if all(path is not None for path in paths.values()):
+                self._statistics = {layer: SOAPStatistics.load(path) for layer, path in paths.items() if path}
+        return self._statistics
+
+    @contextmanager
+    def _saved_config(self, target: Path, include_backbone: bool) -> Iterator[None]:
+        """Within the block, `self.config` refers to the backbone as a head in `target` should."""
+        live = self.config
+        self.config = copy.deepcopy(live)
+        if include_backbone:
+            self.config.backbone_name_or_path, self.config.backbone_revision = f"./{BACKBONE_FOLDER}", None
+        elif live.backbone_name_or_path:
+            self.config.backbone_name_or_path = relative_reference(live.backbone_name_or_path, target)
+        try:
+            yield
+        finally:
+            self.config = live
+
+
+def _backbone_kwargs(config: SOAPConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What loads the backbone: the caller's own words first, then what AutoModel has put into the head's config."""
+    chosen = dict(kwargs)
+    dtype = chosen.pop("dtype", None) or chosen.pop("torch_dtype", None)
+    chosen["dtype"] = config.backbone_dtype or "auto" if dtype in (None, "auto") else dtype
+    if config._attn_implementation is not None:
+        chosen.setdefault("attn_implementation", config._attn_implementation)
+    return {name: value for name, value in chosen.items() if value is not None}
+
+
+def _training_state(backbone: nn.Module) -> tuple[int, ...]:
+    """Changes when an optimiser steps on the backbone's weights (autograd counts writes in place)."""
+    return tuple(parameter._version for parameter in backbone.parameters() if not parameter.is_meta)

@@ -1,0 +1,109 @@
+"""Reading and writing safetensors files: nothing unexpected comes in, nothing half-written stays behind."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .errors import HeadError, OutputError
+
+
+def read_tensors(path: str | os.PathLike, names: set[str], *, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Reads a safetensors file that must hold exactly the tensors `names`, all floating-point or integer and finite.
+
+    Args:
+        path (`str` or `os.PathLike`): the file.
+        names (`set[str]`): the tensors it must hold, no more and no fewer.
+        what (`str`): what the file is, for error messages, e.g. `"head"`.
+
+    Returns:
+        The tensors and the file's metadata.
+
+    Raises:
+        HeadError: the file is missing, not safetensors, or its tensors are missing, unexpected or not finite.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = set(file.keys())
+            if found != names:
+                missing, extra = sorted(names - found), sorted(found - names)
+                raise HeadError(
+                    f"The {what} {path} does not hold the tensors its config promises (missing: {missing or 'none'}, "
+                    f"unexpected: {extra or 'none'}); fetch or fit it anew."
+                )
+            tensors = {name: file.get_tensor(name) for name in sorted(names)}
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise HeadError(f"The {what} {path} cannot be read as safetensors ({error}); fetch or fit it anew.") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise HeadError(f"Tensor {name!r} of the {what} {path} holds NaN or Inf; fetch or fit it anew.")
+    return tensors, metadata
+
+
+def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file under a temporary name, then renames it.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        save_file(contiguous, temporary, metadata={"format": "pt", **metadata})
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; renames it onto `path` if the block succeeds, removes it if not."""
+    target = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        os.close(handle)
+    except OSError as error:
+        raise OutputError(f"Cannot write {target}: {error.strerror or error}; choose another folder.") from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(target)
+    except OSError as error:
+        raise OutputError(f"Cannot write {target}: {error.strerror or error}; choose another folder.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staging_folder(target: str | os.PathLike) -> Iterator[Path]:
+    """Yields an empty folder beside `target`; if the block succeeds, its content moves into `target`, file by file.
+
+    A file of `target` that the block did not write stays as it is.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    target = Path(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as name:
+            yield Path(name)
+            target.mkdir(exist_ok=True)
+            for written in sorted(Path(name).rglob("*")):
+                moved = target / written.relative_to(name)
+                if written.is_dir():
+                    moved.mkdir(exist_ok=True)
+                else:
+                    written.replace(moved)
+    except OSError as error:
+        raise OutputError(f"Cannot write {target}: {error.strerror or error}; choose another folder.") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
