@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import logging
 
@@ -61,9 +61,17 @@ def bare_backbone(model: nn.Module) -> PreTrainedModel:
         raise BackboneError(
             f"A backbone must be a transformers model, a hub id or a folder, not {type(model).__name__}."
         )
-    base = model.base_model
-    _require_images(base, type(base).__name__)
-    return base
+    # not every base model is one that AutoModel knows: DINOv3's is an encoder without embeddings
+    is_task_model = not _is_automodel(model) and _is_automodel(model.base_model)
+    backbone = model.base_model if is_task_model else model
+    _require_images(backbone, type(backbone).__name__)
+    return backbone
+
+
+def _is_automodel(model: nn.Module) -> bool:
+    config = getattr(model, "config", None)
+    known = MODEL_MAPPING.get(type(config), ())
+    return type(model) in (known if isinstance(known, (list, tuple)) else (known,))
 
 
 def _require_images(backbone: PreTrainedModel, name: str) -> None:

@@ -47,7 +47,7 @@ class PatchLayout:
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
             raise LayoutError(f"order must be one of {', '.join(ORDERS)}, not {self.order!r}.")
-        counts = {"prefix": self.prefix, "suffix": self.suffix, "stride": self.stride or 1}
+        counts = {"prefix": self.prefix, "suffix": self.suffix, "stride": 1 if self.stride is None else self.stride}
         for name, value in counts.items():
             if not isinstance(value, int) or value < (name == "stride"):
                 raise LayoutError(
