@@ -1,5 +1,6 @@
 """The command line: `soap-hf fit | score | info`."""
 
+import math
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -13,7 +14,6 @@ from rich.console import Console
 from .errors import OutputError, SOAPError
 
 app = typer.Typer(
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Clean patch tokens from any frozen vision backbone (SOAP, arXiv 2604.00172).",
@@ -29,10 +29,15 @@ def _parse_image_size(text: str) -> tuple[int, int]:
 
 
 def _parse_mu(text: str) -> float | str:
+    if text == "auto":
+        return text
     try:
-        return text if text == "auto" else float(text)
-    except ValueError as error:
-        raise typer.BadParameter(f'{text!r} is neither a number nor "auto".') from error
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise typer.BadParameter(f'{text!r} is neither a number nor "auto".')
+    return number
 
 
 Backbone = Annotated[str, typer.Argument(metavar="BACKBONE", help="Hub id or folder of the backbone.")]
@@ -58,7 +63,7 @@ def _fit_options(
     ] = None,
     layer: Annotated[
         Optional[list[int]],
-        typer.Option(min=-1, help="-1: last_hidden_state (default); i: hidden_states[i]. May be repeated."),
+        typer.Option(min=-1, help="-1: last_hidden_state (default); i: hidden_states\\[i]. May be repeated."),
     ] = None,
     mu: Annotated[Any, typer.Option(parser=_parse_mu, metavar="NUMBER|auto", help="Components to remove.")] = "auto",
     tau: Annotated[float, typer.Option(help="Softness of the cut.")] = 0.05,
@@ -78,7 +83,7 @@ def _fit_options(
     max_bad_images: Annotated[
         float, typer.Option(min=0, max=1, help="Share of unreadable images that are skipped.")
     ] = 0.01,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No bars and no table.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Nothing but warnings and errors.")] = False,
 ) -> None:
     """Never called: its parameters are the options that every command that fits shares."""
 
@@ -112,15 +117,17 @@ def fit(
 ) -> None:
     """Fit a head on your own images and write it to a folder."""
     _check_output(output, overwrite)
-    _fit(backbone, dataset, options).save_pretrained(output, include_backbone=include_backbone)
-    typer.echo(f"Head written to {output}")
+    model = _fit(backbone, dataset, **options)
+    model.save_pretrained(output, include_backbone=include_backbone)
+    if not options["quiet"]:
+        typer.echo(f"Head written to {output}")
 
 
 @app.command()
 @_with_fit_options
 def score(backbone: Backbone, dataset: DatasetName, **options: Any) -> None:
     """Score a backbone's components without writing a head: is there anything to remove?"""
-    _fit(backbone, dataset, options)
+    _fit(backbone, dataset, **options)
 
 
 @app.command()
@@ -136,15 +143,16 @@ def info(head: Head, revision: Revision = None, token: Token = None) -> None:
     print_report(config)
 
 
-def _fit(backbone: str, dataset: str, options: dict[str, Any]) -> Any:
+def _fit(backbone: str, dataset: str, *, quiet: bool, layer: list[int] | None, **options: Any) -> Any:
     from .fitting import fit_soap
 
-    quiet, layers = options.pop("quiet"), options.pop("layer")
     if quiet:
+        from datasets import disable_progress_bars
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-    return fit_soap(backbone, dataset, layer=layers or -1, progress=not quiet, **options)
+        disable_progress_bars()
+    return fit_soap(backbone, dataset, layer=layer or -1, progress=not quiet, **options)
 
 
 def _check_output(output: Path, overwrite: bool) -> None:
@@ -155,8 +163,11 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise OutputError(f"{output} is not empty; choose another folder or pass --overwrite.")
     from .tensor_files import staging_folder
 
+    is_new = not output.exists()
     with staging_folder(output):
         pass
+    if is_new:  # a fit that fails leaves no empty head
+        output.rmdir()
 
 
 def main() -> None:
@@ -164,17 +175,20 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        app(arguments)
-    except SOAPError as error:
-        if debug:
-            raise
-        _fail(str(error))
+        sys.exit(app(arguments or ["--help"], standalone_mode=False))
     except Exception as error:
         if debug:
             raise
-        _fail(f"{type(error).__name__}: {error} (run again with --debug for the traceback)")
+        _fail(error)
 
 
-def _fail(message: str) -> None:
+def _fail(error: Exception) -> None:
+    message, status = str(error), 1
+    if isinstance(error, typer.TyperException):  # about the arguments
+        message, status = error.format_message(), error.exit_code
+    elif not isinstance(error, SOAPError):
+        from .backbones import first_sentence
+
+        message = f"{type(error).__name__}: {first_sentence(error)} (run again with --debug for the traceback)"
     Console(stderr=True, soft_wrap=True).print(f"Error: {message}", markup=False, highlight=False)
-    sys.exit(1)
+    sys.exit(status)

@@ -62,6 +62,9 @@ class SOAPConfig(PretrainedConfig):
         super().__post_init__(**kwargs)
         if self.head_format > HEAD_FORMAT:
             raise HeadError(f"This head has format {self.head_format}, newer than {HEAD_FORMAT}; upgrade soap-hf.")
+        numbers = {"tau": self.tau, "threshold": self.threshold} | ({} if self.mu == "auto" else {"mu": self.mu})
+        if not all(isinstance(value, (int, float)) for value in numbers.values()):
+            raise HeadError(f"tau, threshold and mu of a head must be numbers, but are {numbers}.")
         if len(set(self.layers)) != len(self.layers) or any(layer < -1 for layer in self.layers):
             raise HeadError(f"layers must be different numbers from -1 upwards, not {self.layers}.")
         lengths = {len(self.layers), len(self.hidden_sizes), len(self.ranks), len(self.layouts)}
@@ -73,6 +76,15 @@ class SOAPConfig(PretrainedConfig):
         sizes = list(zip(self.hidden_sizes, self.ranks, strict=False))
         if any(not 0 <= rank <= size <= MAX_HIDDEN_SIZE for size, rank in sizes):
             raise HeadError(f"Each rank must lie between 0 and its hidden size, not (hidden size, rank) = {sizes}.")
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers, but a live model or a path given as `backbone` is left for the model's loading."""
+        given = kwargs.get("backbone")
+        if given is None or isinstance(given, (dict, PretrainedConfig)):
+            return super().from_dict(config_dict, **kwargs)
+        loaded = super().from_dict(config_dict, **{name: kwargs[name] for name in kwargs if name != "backbone"})
+        return (loaded[0], {**loaded[1], "backbone": given}) if kwargs.get("return_unused_kwargs") else loaded
 
     @property
     def hidden_size(self) -> int | None:

@@ -1,6 +1,5 @@
 """Images from data sets: opening, sampling, decoding, and counting those that cannot be read."""
 
-import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +18,7 @@ from datasets import (
 )
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetNotFoundError
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
@@ -58,7 +57,7 @@ def open_dataset(
     if isinstance(dataset, (Dataset, IterableDataset)):
         return dataset
     if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
-        return dataset[_choose_split(list(dataset), split)]
+        return dataset[_choose_split(list(dataset), split, sliced=False)]
     if not isinstance(dataset, (str, Path)):
         raise DataError(f"A data set must be a hub id, a path or a datasets.Dataset, not {type(dataset).__name__}.")
     try:
@@ -76,7 +75,9 @@ def open_dataset(
     except DataError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
-        raise DataError(f"Data set {str(dataset)!r} cannot be opened ({first_sentence(error)}).") from error
+        raise DataError(
+            f"Data set {str(dataset)!r} cannot be opened ({first_sentence(error)}); check its name and the connection."
+        ) from error
 
 
 def _builder_arguments(path: Path) -> dict[str, Any] | None:
@@ -96,9 +97,9 @@ def _builder_arguments(path: Path) -> dict[str, Any] | None:
     return {"path": "imagefolder", "data_dir": str(path)}
 
 
-def _choose_split(splits: list[str], split: str | None) -> str:
+def _choose_split(splits: list[str], split: str | None, sliced: bool = True) -> str:
     if split is not None:
-        if split.partition("[")[0] not in splits:
+        if (split.partition("[")[0] if sliced else split) not in splits:
             raise DataError(f"The data set has no split {split!r}; choose one of {', '.join(splits)}.")
         return split
     if len(splits) == 1:
@@ -200,7 +201,8 @@ def _read(row: dict[str, Any], number: int, column: str, preprocess: ImagePrepro
         image.load()
     except Exception as error:  # decoders raise what they like, and every one of them means a bad file
         path = value.get("path") if isinstance(value, dict) else None
-        return BadImage(str(path or f"row {number} of the sample"), first_sentence(error))
+        reason = "no known image format" if isinstance(error, UnidentifiedImageError) else first_sentence(error)
+        return BadImage(str(path or f"row {number} of the sample"), reason)
     return preprocess(image)
 
 
@@ -230,7 +232,9 @@ class _Stream(TorchIterableDataset):
         self.rows, self.read = rows, read
 
     def __iter__(self) -> Iterator[Tensor | BadImage]:
-        return itertools.starmap(self.read, ((row, number) for number, row in enumerate(self.rows)))
+        # unlike iterating over the rows themselves, `iter` gives one order in every process
+        for number, batch in enumerate(self.rows.iter(batch_size=1)):
+            yield self.read({name: values[0] for name, values in batch.items()}, number)
 
 
 def _collate(items: Iterable[Tensor | BadImage]) -> tuple[Tensor | None, list[BadImage]]:

@@ -37,7 +37,10 @@ class HeadSource:
             HeadError: the head cannot be reached or has no such file.
         """
         try:
-            return Path(cached_file(self.name_or_path, filename, **self.hub_kwargs))
+            path = cached_file(self.name_or_path, filename, **self.hub_kwargs)
+            if path is None:
+                raise OSError("it is not there")
+            return Path(path)
         except (OSError, ValueError) as error:
             raise HeadError(
                 f"{filename} of the head {self.name_or_path!r} cannot be read ({first_sentence(error)}); check the "

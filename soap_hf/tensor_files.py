@@ -55,7 +55,10 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metada
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file(contiguous, temporary, metadata={"format": "pt", **metadata})
+        try:
+            save_file(contiguous, temporary, metadata={"format": "pt", **metadata})
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(str(error)) from error
 
 
 @contextmanager

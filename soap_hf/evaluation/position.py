@@ -37,5 +37,5 @@ def position_variance_share(tokens: Tensor, raw: Tensor | None = None) -> float:
 
 
 def _centred(tokens: Tensor) -> Tensor:
-    rows = tokens.double().flatten(1, -2)
+    rows = tokens.detach().double().flatten(1, -2)
     return rows - rows.mean(dim=(0, 1))

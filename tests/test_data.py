@@ -1,0 +1,267 @@
+"""Images come out of data sets in a seeded order, and a broken one costs itself alone."""
+
+import io
+
+import pytest
+import torch
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Value
+from datasets import Image as ImageFeature
+
+from soap_hf.data import BadImage, ImageSample, open_dataset
+from soap_hf.errors import DataError
+from soap_hf.preprocessing import ImagePreprocessor
+from tests.conftest import noise_image
+
+NUM_IMAGES = 12
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path_factory):
+    """Keeps what `datasets` prepares out of the user's cache, and its streams from sleeping for 5 s at their end."""
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.2)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def few(images):
+    """The first 12 images of noise."""
+    return images.select(range(NUM_IMAGES))
+
+
+@pytest.fixture
+def preprocess(processor):
+    return ImagePreprocessor(processor)
+
+
+def save_images(folder, number=NUM_IMAGES):
+    """Writes images of noise as PNG files."""
+    folder.mkdir(parents=True)
+    for seed in range(number):
+        noise_image(seed).save(folder / f"{seed:02d}.png")
+    return folder
+
+
+def png(seed=0):
+    """Bytes of a PNG file."""
+    buffer = io.BytesIO()
+    noise_image(seed).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def read(sample, preprocess, batch_size=4, **kwargs):
+    """All pixels of a sample, and all its bad images."""
+    batches = list(sample.batches(preprocess, batch_size, **kwargs))
+    pixels = [batch for batch, _ in batches if batch is not None]
+    return torch.cat(pixels), [image for _, bad in batches for image in bad]
+
+
+def sample_of(dataset, num_images=None, seed=0):
+    return ImageSample(dataset, "image", num_images, seed)
+
+
+def image_folder(few, folder):
+    return save_images(folder)
+
+
+def parquet_file(few, folder):
+    few.to_parquet(folder.with_suffix(".parquet"))
+    return folder.with_suffix(".parquet")
+
+
+def parquet_folder(few, folder):
+    (folder / "data").mkdir(parents=True)
+    for name in "ab":
+        few.select(range(NUM_IMAGES // 2)).to_parquet(folder / "data" / f"{name}.parquet")
+    return folder
+
+
+def saved_by_datasets(few, folder):
+    few.save_to_disk(folder)
+    return folder
+
+
+def in_memory(few, folder):
+    return few
+
+
+@pytest.mark.parametrize("make", [image_folder, parquet_file, parquet_folder, saved_by_datasets, in_memory])
+def test_every_kind_of_data_set_gives_its_images(make, few, tmp_path, preprocess):
+    opened = open_dataset(make(few, tmp_path / "set"))
+    pixels, bad = read(sample_of(opened), preprocess)
+    assert pixels.shape == (NUM_IMAGES, 3, 32, 32)
+    assert not bad
+
+
+def test_the_images_read_are_those_of_the_data_set(few, tmp_path, preprocess):
+    expected = {preprocess(image).sum().item() for image in few["image"]}
+    for make in (image_folder, parquet_file, saved_by_datasets):
+        pixels, _ = read(sample_of(open_dataset(str(make(few, tmp_path / make.__name__)))), preprocess)
+        assert {image.sum().item() for image in pixels} == expected, make.__name__
+
+
+def test_a_parquet_file_streams(few, tmp_path, preprocess):
+    streamed = open_dataset(parquet_file(few, tmp_path / "set"), streaming=True)
+    assert isinstance(streamed, IterableDataset)
+    everything, _ = read(sample_of(streamed), preprocess)
+    five, _ = read(sample_of(streamed, 5), preprocess)
+    assert (len(everything), len(five)) == (NUM_IMAGES, 5)
+    assert torch.equal(five, everything[:5])
+
+
+def test_a_split_is_chosen(few, tmp_path):
+    splits = DatasetDict(train=few, validation=few.select(range(3)))
+    splits.save_to_disk(tmp_path / "disk")
+    save_images(tmp_path / "folder" / "train", 4)
+    save_images(tmp_path / "folder" / "validation", 3)
+    for dataset in (splits, tmp_path / "disk", tmp_path / "folder"):
+        assert len(open_dataset(dataset, split="validation")) == 3
+        assert len(open_dataset(dataset)) > 3, "train is the default"
+    assert len(open_dataset(tmp_path / "folder", split="train[:2]")) == 2
+    assert len(open_dataset(DatasetDict(only=few))) == NUM_IMAGES
+
+
+@pytest.mark.parametrize("split", ["test", "train[:2]"])
+def test_a_split_that_is_not_there_lists_those_that_are(split, few):
+    with pytest.raises(DataError, match=r"no split '.+'; choose one of train, validation\."):
+        open_dataset(DatasetDict(train=few, validation=few), split=split)
+
+
+def test_several_splits_without_train_must_be_chosen_from(few):
+    with pytest.raises(DataError, match=r"choose one of left, right with split=…"):
+        open_dataset(DatasetDict(left=few, right=few))
+
+
+def test_what_is_no_data_set_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("no images here")
+    (tmp_path / "broken.parquet").write_bytes(b"not parquet")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("text")
+    for name, message in {
+        "notes.txt": "is a file but not parquet",
+        "broken.parquet": "cannot be opened",
+        "empty": "holds neither images nor parquet files",
+        "texts": "holds neither images nor parquet files",
+        "missing": "cannot be opened",
+    }.items():
+        with pytest.raises(DataError, match=message) as raised:
+            open_dataset(str(tmp_path / name))
+        assert name in str(raised.value)
+    with pytest.raises(DataError, match="nobody/no-such-data-set"):
+        open_dataset("nobody/no-such-data-set")
+    with pytest.raises(DataError, match="not list"):
+        open_dataset([noise_image(0)])
+
+
+def test_a_seed_names_the_sample_and_its_order(few, preprocess):
+    first, _ = read(sample_of(few, 6, seed=3), preprocess)
+    again = sample_of(few, 6, seed=3)
+    assert torch.equal(read(again, preprocess)[0], first)
+    assert torch.equal(read(again, preprocess, batch_size=5)[0], first), "the same a second time, whatever the batch"
+    assert not torch.equal(read(sample_of(few, 6, seed=4), preprocess)[0], first)
+
+
+def test_a_sample_is_random_and_not_the_head_of_the_data_set(images, preprocess):
+    drawn, _ = read(sample_of(images, 20), preprocess)
+    head = torch.stack([preprocess(image) for image in images.select(range(20))["image"]])
+    assert {image.sum().item() for image in drawn} - {image.sum().item() for image in head}
+
+
+def test_a_sample_holds_at_most_as_many_images_as_there_are(few, preprocess):
+    assert sample_of(few, 5).available == len(read(sample_of(few, 5), preprocess)[0]) == 5
+    assert sample_of(few, 5000).available == len(read(sample_of(few, 5000), preprocess)[0]) == NUM_IMAGES
+    drawn, _ = read(sample_of(few), preprocess)
+    assert len({image.sum().item() for image in drawn}) == NUM_IMAGES, "no image twice"
+
+
+def test_a_column_that_is_not_there_lists_those_that_are(few):
+    with pytest.raises(DataError, match=r"no column 'picture'; choose one of image, label with image_column=…"):
+        ImageSample(few, "picture", None, 0)
+    with pytest.raises(DataError, match=r"choose one of image, label"):
+        ImageSample(few.to_iterable_dataset(), "picture", None, 0)
+
+
+def test_a_column_of_labels_is_refused(few):
+    for dataset in (few, few.to_iterable_dataset(), IterableDataset.from_generator(lambda: iter([{"label": 3}]))):
+        with pytest.raises(DataError, match=r"Column 'label' holds .*int.*, not images; choose another"):
+            ImageSample(dataset, "label", None, 0)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_fewer_than_two_images_are_refused(number, few):
+    with pytest.raises(DataError, match=f"at least 2 images, but the data set has {number}"):
+        sample_of(few.select(range(number)))
+
+
+def test_bytes_and_untyped_streams_hold_images_too(preprocess):
+    raw = Dataset.from_dict({"image": [png(seed) for seed in range(3)]})
+    stream = IterableDataset.from_generator(lambda: ({"image": noise_image(seed)} for seed in range(3)))
+    assert raw.features["image"] == Value("binary")
+    assert stream.features is None
+    expected = {preprocess(noise_image(seed)).sum().item() for seed in range(3)}
+    for dataset in (raw, stream):
+        pixels, bad = read(sample_of(dataset), preprocess)
+        assert {image.sum().item() for image in pixels} == expected
+        assert not bad
+
+
+def broken_set():
+    """Eight good images and four that cannot be read."""
+    broken = {
+        "corrupt.png": b"these are no pixels",
+        "truncated.png": png(1)[:1500],
+        "empty.png": b"",
+    }
+    rows = [{"bytes": png(seed), "path": f"good{seed}.png"} for seed in range(8)]
+    rows += [{"bytes": data, "path": name} for name, data in broken.items()]
+    return Dataset.from_dict({"image": [*rows, None]}, features=Features({"image": ImageFeature()}))
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_bad_images_are_named_and_everything_else_is_kept(streamed, preprocess):
+    dataset = broken_set()
+    pixels, bad = read(sample_of(dataset.to_iterable_dataset() if streamed else dataset), preprocess)
+    expected = {preprocess(noise_image(seed)).sum().item() for seed in range(8)}
+    assert {image.sum().item() for image in pixels} == expected
+    assert all(isinstance(image, BadImage) for image in bad)
+    reasons = {image.name.partition(" ")[0]: image.reason for image in bad}
+    assert reasons.keys() == {"corrupt.png", "empty.png", "truncated.png", "row"}
+    assert reasons["corrupt.png"] == reasons["empty.png"] == "no known image format"
+    assert "truncated" in reasons["truncated.png"]
+    assert reasons["row"] == "no image"
+
+
+def test_a_broken_file_in_a_folder_is_named(tmp_path, preprocess):
+    folder = save_images(tmp_path / "set", 5)
+    (folder / "cut.png").write_bytes(png(3)[:900])
+    pixels, bad = read(sample_of(open_dataset(folder)), preprocess)
+    assert len(pixels) == 5
+    assert [image.name for image in bad] == [str(folder / "cut.png")]
+
+
+def test_a_batch_without_a_readable_image_has_no_pixels(preprocess):
+    dataset = Dataset.from_dict({"image": [b"no", b"none"]})
+    ((pixels, bad),) = sample_of(dataset).batches(preprocess, 4)
+    assert pixels is None
+    assert len(bad) == 2
+
+
+def test_worker_processes_give_the_same_batches(preprocess):
+    sample = sample_of(broken_set())
+    alone, shared = (list(sample.batches(preprocess, 5, num_workers=number)) for number in (0, 2))
+    assert len(alone) == len(shared) == 3
+    for (pixels, bad), (others, other_bad) in zip(alone, shared, strict=True):
+        assert torch.equal(pixels, others)
+        assert bad == other_bad
+
+
+def test_a_stream_gives_the_same_images_once_with_workers(few, preprocess):
+    sample = sample_of(few.to_iterable_dataset(), 7)
+    assert torch.equal(read(sample, preprocess, num_workers=2)[0], read(sample, preprocess)[0])
+
+
+def test_reading_leaves_the_global_random_numbers_alone(few, preprocess):
+    before = torch.random.get_rng_state()
+    read(sample_of(few, 6, seed=1), preprocess, num_workers=2)
+    read(sample_of(few.to_iterable_dataset(), 6, seed=1), preprocess)
+    assert torch.equal(torch.random.get_rng_state(), before)

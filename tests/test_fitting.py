@@ -1,0 +1,207 @@
+"""Fitting finds what is there, the same way every time, and changes nothing it was given."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, ViTMAEForPreTraining
+
+from soap_hf import PatchLayout, SOAPStatistics, fit_soap, synthesize_images
+from soap_hf.errors import BackboneError, DataError, NonFiniteTokensError, SOAPError
+from soap_hf.evaluation import position_variance_share
+from soap_hf.preprocessing import ImagePreprocessor
+
+
+@pytest.fixture
+def leaky(vit) -> PreTrainedModel:
+    """The tiny ViT with a direction added to its output that says how far left or right a patch is."""
+    place = torch.linspace(-1, 1, 4).repeat(4)
+    vit.embeddings.position_embeddings.data.zero_()
+
+    def leak(module, inputs, tokens):
+        tokens = tokens.clone()
+        tokens[:, 1:, 7] += 40 * place
+        return tokens
+
+    vit.layernorm.register_forward_hook(leak)
+    return vit
+
+
+@pytest.fixture
+def fit(processor):
+    """`fit_soap` without bars, at 32 x 32 pixels."""
+    return lambda *arguments, **options: fit_soap(
+        *arguments, **{"image_processor": processor, "progress": False, **options}
+    )
+
+
+def same(ours: SOAPStatistics, theirs: SOAPStatistics, rtol: float = 1e-9) -> None:
+    """Both statistics hold the same mean, variances and scores."""
+    torch.testing.assert_close(ours.mean, theirs.mean, rtol=rtol, atol=rtol)
+    torch.testing.assert_close(ours.eigenvalues, theirs.eigenvalues, rtol=rtol, atol=rtol)
+    torch.testing.assert_close(ours.scores, theirs.scores, rtol=rtol, atol=rtol)
+
+
+def test_a_leaked_position_is_found_and_removed(leaky, images, fit):
+    model = fit(leaky, images, batch_size=7)
+    pixels = torch.randn(30, 3, 32, 32)
+    raw, clean = model.patch_tokens(pixels, raw=True), model.patch_tokens(pixels)
+    assert model.config.ranks == [1]
+    assert model.statistics.table()[0]["component"] == 0
+    assert position_variance_share(raw) > 0.9
+    assert position_variance_share(clean, raw) < 0.02
+
+
+def test_equals_statistics_of_tokens_at_hand(leaky, images, fit, processor):
+    """The streamed fit is `SOAPStatistics.from_tokens` on the same images."""
+    streamed = fit(leaky, images, num_images=None, num_synthetic=30, batch_size=9).statistics
+    preprocess = ImagePreprocessor(processor)
+    order = torch.randperm(80, generator=torch.Generator().manual_seed(0)).tolist()
+    real = torch.stack([preprocess(images[row]["image"]) for row in order])
+    synthetic = preprocess.normalize(synthesize_images(30, 32, seed=0))
+    layout = PatchLayout.detect(leaky)
+    with torch.no_grad():
+        tokens = [layout.patches(leaky(pixels).last_hidden_state, (32, 32)) for pixels in (real, synthetic)]
+    at_hand = SOAPStatistics.from_tokens(*tokens)
+    same(streamed, at_hand, rtol=1e-5)
+    assert (streamed.num_real, streamed.num_synthetic) == (at_hand.num_real, at_hand.num_synthetic) == (80, 30)
+
+
+def test_batch_size_does_not_matter(mae_folder, photos):
+    """Batched matrix products round differently, so equality is to 1e-4 (1e-3 for the scores)."""
+    one, other = (fit_soap(mae_folder, photos, batch_size=size, progress=False).statistics for size in (5, 64))
+    torch.testing.assert_close(one.mean, other.mean, rtol=1e-4, atol=1e-4)
+    largest = one.eigenvalues[0]
+    torch.testing.assert_close(one.eigenvalues / largest, other.eigenvalues / largest, rtol=0, atol=1e-4)
+    torch.testing.assert_close(one.scores[:24], other.scores[:24], rtol=0, atol=1e-3)
+
+
+def test_a_real_mae_leaks_its_positions_and_the_head_takes_them_out(mae_folder, photos):
+    model = fit_soap(mae_folder, photos, progress=False)
+    held_out = sorted((photos.parent / "heldout").glob("*.jpg"))
+    preprocess = ImagePreprocessor(model.image_processor)
+    from PIL import Image
+
+    pixels = torch.stack([preprocess(Image.open(path)) for path in held_out])
+    raw, clean = model.patch_tokens(pixels, raw=True), model.patch_tokens(pixels)
+    assert model.config.ranks[0] > 0
+    assert position_variance_share(clean, raw) < position_variance_share(raw) / 3
+
+
+def test_one_seed_one_fit_and_the_global_generators_stay(leaky, images, fit):
+    torch.manual_seed(5)
+    np.random.seed(5)
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()
+    first, second, other = (fit(leaky, images, num_images=20, seed=seed).statistics for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all()
+    same(first, second, rtol=0)
+    assert not torch.equal(first.scores, other.scores)
+
+
+def test_a_live_model_is_left_as_it_was(leaky, images, fit):
+    leaky.train()
+    state = {name: tensor.clone() for name, tensor in leaky.state_dict().items()}
+    config = leaky.config.to_dict()
+    fit(leaky, images, num_images=16)
+    assert leaky.config.to_dict() == config
+    assert all(torch.equal(tensor, state[name]) for name, tensor in leaky.state_dict().items())
+    assert all(parameter.grad is None for parameter in leaky.parameters())
+
+
+@pytest.mark.parametrize("source", ["stream", "parquet", "parquet stream", "folder", "workers"])
+def test_every_source_of_the_same_images_gives_the_same_fit(leaky, images, fit, tmp_path, source):
+    expected = fit(leaky, images, num_images=None).statistics
+    options = {}
+    data = images
+    if source == "stream":
+        data = images.to_iterable_dataset()
+    elif source == "workers":
+        options = {"num_workers": 2}
+    elif source == "folder":
+        for row in images:
+            row["image"].save(tmp_path / f"{row['label']:03}.png")
+        data = tmp_path
+    else:
+        images.to_parquet(tmp_path / "images.parquet")
+        data, options = str(tmp_path / "images.parquet"), {"streaming": "stream" in source}
+    model = fit(leaky, data, num_images=None, **options)
+    same(model.statistics, expected, rtol=1e-4)
+    assert model.config.fit["num_images"] == 80
+
+
+def test_the_config_tells_how_it_was_fitted(leaky, images, fit):
+    model = fit(leaky, images, num_images=20, num_synthetic=24, seed=3, isotropic=True, mu=2, revision="0" * 40)
+    told = model.config.fit
+    assert (told["num_images"], told["num_synthetic"], told["num_bad_images"]) == (20, 24, 0)
+    assert (told["image_size"], told["seed"], told["isotropic"], told["image_column"]) == ([32, 32], 3, True, "image")
+    assert set(told["versions"]) == {"soap_hf", "transformers", "torch", "datasets"}
+    config = model.config
+    assert (config.mu, config.ranks, config.layers, config.backbone_dtype) == (2, [2], [-1], "float32")
+    assert config.backbone_revision == "0" * 40
+    assert [row["weight"] > 1e-4 for row in config.components[0]] == [True, True] + [False] * 8
+
+
+def test_no_local_path_of_the_data_reaches_the_config(leaky, images, fit, tmp_path):
+    images.to_parquet(tmp_path / "images.parquet")
+    assert fit(leaky, tmp_path / "images.parquet").config.fit["dataset"] == "images.parquet"
+
+
+def test_several_layers_equal_one_at_a_time(leaky, images, fit):
+    together = fit(leaky, images, layer=[0, 2, -1], num_images=20)
+    for layer in (0, 2, -1):
+        alone = fit(leaky, images, layer=layer, num_images=20)
+        same(together.statistics[layer], alone.statistics, rtol=0)
+
+
+def test_unreadable_images_are_counted_and_skipped(leaky, images, fit):
+    data = Dataset.from_dict({"image": images.with_format("arrow")["image"]})
+    files = [dict(row["image"]) for row in images.cast_column("image", type(images.features["image"])(decode=False))]
+    for row in (3, 60):
+        files[row] = {"bytes": files[row]["bytes"][:60], "path": f"broken{row}.png"}
+    data = Dataset.from_dict({"image": files})
+    with pytest.raises(DataError, match=r"broken\d+\.png .*broken\d+\.png .*max_bad_images"):
+        fit(leaky, data)
+    model = fit(leaky, data, max_bad_images=0.05)
+    assert (model.config.fit["num_images"], model.config.fit["num_bad_images"]) == (78, 2)
+
+
+def test_tokens_with_nan_name_their_batch(vit, images, fit):
+    calls = []
+
+    def poison(module, inputs, tokens):
+        calls.append(len(tokens))
+        return tokens * torch.nan if len(calls) > 3 and len(tokens) == 8 else tokens
+
+    vit.layernorm.register_forward_hook(poison)
+    with pytest.raises(NonFiniteTokensError, match=r"batch \d+ of the components"):
+        fit(vit, images, batch_size=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"mu": "all"}, SOAPError),
+        ({"tau": 0.0}, SOAPError),
+        ({"num_images": 1}, DataError),
+        ({"num_synthetic": 1}, DataError),
+        ({"layer": 9}, BackboneError),
+        ({"image_size": 3}, BackboneError),
+        ({"image_column": "photo"}, DataError),
+        ({"image_column": "label"}, DataError),
+        ({"dtype": "float16"}, BackboneError),
+    ],
+)
+def test_bad_input_is_refused_before_a_single_image_is_read(vit, images, fit, options, error):
+    seen = []
+    vit.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0]) if inputs else 0))
+    with pytest.raises(error):
+        fit(vit, images, **options)
+    assert len(seen) <= 1  # the probe
+
+
+def test_a_pretraining_model_is_fitted_by_its_encoder(mae_folder, photos):
+    task = ViTMAEForPreTraining.from_pretrained(mae_folder, dtype=torch.float32)
+    model = fit_soap(task, photos, num_images=16, progress=False)
+    assert model.patch_tokens(torch.zeros(1, 3, 64, 64)).shape == (1, 8, 8, 192)
+    assert task.config.mask_ratio == 0.75
