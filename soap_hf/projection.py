@@ -82,9 +82,10 @@ class SOAPProjection(nn.Module):
             return tokens
         with torch.autocast(tokens.device.type, enabled=False):
             rows = tokens.reshape(-1, self.dim).to(torch.promote_types(tokens.dtype, torch.float32))
-            basis = self.basis.to(rows.device, rows.dtype)
-            amplitudes = (rows @ basis) * self.weights.to(rows.device, rows.dtype)
-            clean = torch.addmm(rows, amplitudes, basis.T, alpha=-1)
+            # directions in rows: a product with a contiguous (k, D) is several times faster than with (D, k) on CPU
+            directions = self.basis.T.to(rows.device, rows.dtype).contiguous()
+            amplitudes = nn.functional.linear(rows, directions) * self.weights.to(rows.device, rows.dtype)
+            clean = torch.addmm(rows, amplitudes, directions, alpha=-1)
         return clean.to(tokens.dtype).view(tokens.shape)
 
     def matrix(self) -> Tensor:
