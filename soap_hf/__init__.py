@@ -7,11 +7,12 @@ Importing this package registers `SOAPConfig` and `SOAPModelWrapper` with transf
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig, AutoModel
+from transformers import AutoBackbone, AutoConfig, AutoModel
 
 from .configuration_soap import SOAPConfig
 from .errors import SOAPError
 from .modeling_soap import SOAPModelWrapper
+from .modeling_soap_backbone import SOAPBackbone
 from .patch_layout import PatchLayout
 from .projection import SOAPProjection
 from .semantic_invariance import semantic_invariance, suppression_weights
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PatchLayout",
+    "SOAPBackbone",
     "SOAPConfig",
     "SOAPError",
     "SOAPModelWrapper",
@@ -47,3 +49,4 @@ def __getattr__(name: str) -> Any:
 
 AutoConfig.register(SOAPConfig.model_type, SOAPConfig, exist_ok=True)
 AutoModel.register(SOAPConfig, SOAPModelWrapper, exist_ok=True)
+AutoBackbone.register(SOAPConfig, SOAPBackbone, exist_ok=True)

@@ -1,25 +1,33 @@
-"""Loading a vision backbone and calling it so that every patch comes out, in raster order, at any size it can take."""
+"""Loading a vision backbone, or the vision tower of a larger model, with every weight from its checkpoint."""
 
-import copy
-import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from transformers import MODEL_MAPPING, AutoModel, PreTrainedModel
+from torch import nn
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import logging
 
-from .errors import BackboneError
+from .call_convention import takes_pixels
+from .errors import BackboneError, first_sentence
 
 logger = logging.get_logger(__name__)
+
+_CONFIG_KWARGS = (
+    "cache_dir",
+    "force_download",
+    "local_files_only",
+    "revision",
+    "subfolder",
+    "token",
+    "trust_remote_code",
+)
 
 
 def load_backbone(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
     """Loads a vision backbone by hub id or folder, with every weight from the checkpoint.
+
+    Of a composite model (CLIP, SigLIP, BLIP-2, …) the vision tower is taken.
 
     Args:
         name_or_path (`str`): hub id or folder.
@@ -32,27 +40,29 @@ def load_backbone(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
     Raises:
         BackboneError: it cannot be found or loaded, takes no images, or the checkpoint lacks weights.
     """
+    reach = {name: value for name, value in kwargs.items() if name in _CONFIG_KWARGS}
     try:
-        backbone, info = AutoModel.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        config = AutoConfig.from_pretrained(name_or_path, **reach)
+        tower_config = _tower_config(config)
+        if tower_config is not None and type(tower_config) in MODEL_MAPPING:
+            tower, missing = _load(name_or_path, AutoModel, config=tower_config, **kwargs)
+            if not [key for key in missing if not _is_pooler(key)]:
+                return _finish(tower, missing, name_or_path)
+        backbone, missing = _load(name_or_path, _model_class(config), **kwargs)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as error:
         raise BackboneError(
             f"Backbone {name_or_path!r} cannot be loaded ({first_sentence(error)}); give the hub id or the folder of "
             "a transformers vision model."
         ) from error
-    _require_images(backbone, name_or_path)
-    missing = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    if missing and all(key.startswith("pooler.") for key in missing):
-        backbone.pooler = None
-    elif missing:
-        raise BackboneError(
-            f"The checkpoint {name_or_path!r} lacks weights of {type(backbone).__name__} (e.g. {missing[0]}; "
-            f"{len(missing)} in all), which would be random; load the right model class and pass the live model."
-        )
-    return backbone.eval()
+    if tower_config is not None:
+        path, tower = _find_tower(backbone)
+        missing = [key.removeprefix(f"{path}.") for key in missing if key.startswith(f"{path}.")]
+        return _finish(tower, missing, name_or_path)
+    return _finish(backbone, missing, name_or_path)
 
 
 def bare_backbone(model: nn.Module) -> PreTrainedModel:
-    """The part of a live model that returns tokens: a task model's base model, or the model itself.
+    """The part of a live model that returns tokens: a task model's base model, a composite model's vision tower.
 
     Raises:
         BackboneError: not a transformers vision model.
@@ -61,11 +71,75 @@ def bare_backbone(model: nn.Module) -> PreTrainedModel:
         raise BackboneError(
             f"A backbone must be a transformers model, a hub id or a folder, not {type(model).__name__}."
         )
+    if _tower_config(model.config) is not None:
+        return _find_tower(model)[1]
     # not every base model is one that AutoModel knows: DINOv3's is an encoder without embeddings
     is_task_model = not _is_automodel(model) and _is_automodel(model.base_model)
     backbone = model.base_model if is_task_model else model
     _require_images(backbone, type(backbone).__name__)
     return backbone
+
+
+def random_backbone(config: PretrainedConfig) -> PreTrainedModel:
+    """A backbone of this configuration with random weights, as `from_config` makes it."""
+    known = _model_class(config)
+    return AutoModel.from_config(config) if known is AutoModel else known._from_config(config)
+
+
+def _model_class(config: PretrainedConfig) -> Any:
+    """`AutoModel`, or for a vision tower that it does not know the class of transformers that wrote the checkpoint."""
+    home = type(config).__module__
+    if type(config) in MODEL_MAPPING or not home.startswith("transformers.models."):
+        return AutoModel
+    module = import_module(home.replace(".configuration_", ".modeling_"))
+    found = getattr(module, (config.architectures or [""])[0], None)
+    return found if isinstance(found, type) and issubclass(found, PreTrainedModel) else AutoModel
+
+
+def _load(name_or_path: str, model_class: Any, **kwargs: Any) -> tuple[PreTrainedModel, list[str]]:
+    """A model and the keys that its checkpoint lacks."""
+    model, info = model_class.from_pretrained(name_or_path, output_loading_info=True, **kwargs)
+    return model, sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
+
+
+def _finish(backbone: PreTrainedModel, missing: list[str], name: str) -> PreTrainedModel:
+    """The backbone ready for use, if it takes images and its checkpoint lacks nothing but a pooler."""
+    _require_images(backbone, name)
+    if missing and all(_is_pooler(key) for key in missing):
+        backbone.pooler = None
+    elif missing:
+        raise BackboneError(
+            f"The checkpoint {name!r} lacks weights of {type(backbone).__name__} (e.g. {missing[0]}; {len(missing)} "
+            "in all), which would be random; load the right model class and pass the live model."
+        )
+    return backbone.eval()
+
+
+def _is_pooler(key: str) -> bool:
+    return key.startswith("pooler.")
+
+
+def _tower_config(config: PretrainedConfig) -> PretrainedConfig | None:
+    """The configuration of a composite model's vision tower; `None` for a plain vision model."""
+    found = (getattr(config, name, None) for name in ("vision_config", "image_config"))
+    return next((single for single in found if isinstance(single, PretrainedConfig)), None)
+
+
+def _find_tower(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:
+    """Path and module of a composite model's vision tower.
+
+    Raises:
+        BackboneError: there is none that takes images.
+    """
+    tower = getattr(model, "image_model", None) or model.get_encoder(modality="image")
+    path = next((name for name, module in model.named_modules() if module is tower), "")
+    if tower is model or not isinstance(tower, PreTrainedModel):
+        raise BackboneError(
+            f"The vision tower of {type(model).__name__} ({model.config.model_type}) was not found; pass it as a live "
+            "model, e.g. model.vision_model."
+        )
+    _require_images(tower, f"The vision tower of {type(model).__name__}")
+    return path, tower
 
 
 def _is_automodel(model: nn.Module) -> bool:
@@ -75,106 +149,8 @@ def _is_automodel(model: nn.Module) -> bool:
 
 
 def _require_images(backbone: PreTrainedModel, name: str) -> None:
-    if backbone.main_input_name != "pixel_values":
+    if not takes_pixels(backbone):
         raise BackboneError(
-            f"{name} ({backbone.config.model_type}) is not a vision backbone: its main input is "
-            f"{backbone.main_input_name!r}, not 'pixel_values'."
+            f"{name} ({backbone.config.model_type}) is not a vision backbone: its forward takes "
+            "no pixels, or text beside them."
         )
-
-
-def native_image_size(config: PretrainedConfig) -> tuple[int, int] | None:
-    """`(height, width)` the backbone was made for, if its config says so."""
-    size = getattr(config, "image_size", None)
-    if isinstance(size, int):
-        return size, size
-    if isinstance(size, (list, tuple)) and len(size) == 2:
-        return int(size[0]), int(size[1])
-    return None
-
-
-def unmasked(backbone: PreTrainedModel) -> PreTrainedModel:
-    """The backbone without random masking of its input.
-
-    Only ViTMAE masks by default. For it this returns a view that shares every parameter and keeps all patches, so that
-    neither the weights are copied nor the caller's model is changed. Every other backbone is returned as it is.
-    """
-    if backbone.config.model_type != "vit_mae" or backbone.config.mask_ratio == 0:
-        return backbone
-    _install_capturing_hooks(backbone)
-    view = _shallow_copy(backbone)
-    view.config = copy.deepcopy(backbone.config)
-    view.config.mask_ratio = 0.0
-    view.embeddings = _shallow_copy(backbone.embeddings)
-    view.embeddings.config = view.config
-    return view
-
-
-def _shallow_copy(module: Any) -> Any:
-    clone = copy.copy(module)
-    clone._modules = dict(module._modules)
-    return clone
-
-
-def _install_capturing_hooks(backbone: PreTrainedModel) -> None:
-    # transformers hooks the layers on first use and remembers it on the model: view and original share the layers, so
-    # the hooks must be there before the view is made, or they would be installed twice
-    try:
-        from transformers.utils.output_capturing import maybe_install_capturing_hooks
-    except ImportError:
-        return
-    maybe_install_capturing_hooks(backbone)
-
-
-@dataclass(frozen=True)
-class CallConvention:
-    """What a backbone's forward needs beside the pixels; found once, so that `torch.compile` sees plain values.
-
-    Attributes:
-        interpolates (`bool`): its forward takes `interpolate_pos_encoding`.
-        native_size (`(int, int)`, *optional*): the size at which nothing needs to be interpolated.
-        noise_stride (`int`, *optional*): ViTMAE's patch size; it then needs noise that keeps the raster order.
-    """
-
-    interpolates: bool
-    native_size: tuple[int, int] | None
-    noise_stride: int | None
-
-    @classmethod
-    def of(cls, backbone: PreTrainedModel) -> "CallConvention":
-        config = backbone.config
-        return cls(
-            interpolates="interpolate_pos_encoding" in inspect.signature(backbone.forward).parameters,
-            native_size=native_image_size(config),
-            noise_stride=config.patch_size if config.model_type == "vit_mae" else None,
-        )
-
-    def complete(self, pixel_values: Tensor, given: dict[str, Any]) -> dict[str, Any]:
-        """The keyword arguments of one call: those given, and what this backbone needs on top."""
-        height, width = pixel_values.shape[-2:]
-        kwargs = dict(given)
-        if self.interpolates and (height, width) != self.native_size:
-            kwargs.setdefault("interpolate_pos_encoding", True)
-        if self.noise_stride is not None and "noise" not in kwargs:
-            # increasing noise keeps ViTMAE's patches in raster order; float32, since equal values would not
-            num_patches = (height // self.noise_stride) * (width // self.noise_stride)
-            noise = torch.arange(num_patches, dtype=torch.float32, device=pixel_values.device)
-            kwargs["noise"] = noise.expand(len(pixel_values), -1)
-        return kwargs
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Runs a block with the model in evaluation mode, then puts every module back as it was."""
-    training = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training:
-            module.training = mode
-
-
-def first_sentence(error: BaseException) -> str:
-    """The first line of an error, without its final stop, to be quoted inside one of ours."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].strip().rstrip(".")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 
-from .errors import OutputError, SOAPError
+from .errors import OutputError, SOAPError, first_sentence
 
 app = typer.Typer(
     add_completion=False,
@@ -125,9 +125,14 @@ def fit(
 
 @app.command()
 @_with_fit_options
-def score(backbone: Backbone, dataset: DatasetName, **options: Any) -> None:
+def score(
+    backbone: Backbone,
+    dataset: DatasetName,
+    all_layers: Annotated[bool, typer.Option("--all-layers", help="Every layer, in one pass over the data.")] = False,
+    **options: Any,
+) -> None:
     """Score a backbone's components without writing a head: is there anything to remove?"""
-    _fit(backbone, dataset, **options)
+    _fit(backbone, dataset, **{**options, "layer": "all" if all_layers else options["layer"]})
 
 
 @app.command()
@@ -143,7 +148,7 @@ def info(head: Head, revision: Revision = None, token: Token = None) -> None:
     print_report(config)
 
 
-def _fit(backbone: str, dataset: str, *, quiet: bool, layer: list[int] | None, **options: Any) -> Any:
+def _fit(backbone: str, dataset: str, *, quiet: bool, layer: Any, **options: Any) -> Any:
     from .fitting import fit_soap
 
     if quiet:
@@ -187,8 +192,6 @@ def _fail(error: Exception) -> None:
     if isinstance(error, typer.TyperException):  # about the arguments
         message, status = error.format_message(), error.exit_code
     elif not isinstance(error, SOAPError):
-        from .backbones import first_sentence
-
         message = f"{type(error).__name__}: {first_sentence(error)} (run again with --debug for the traceback)"
     Console(stderr=True, soft_wrap=True).print(f"Error: {message}", markup=False, highlight=False)
     sys.exit(status)

@@ -4,6 +4,7 @@ from dataclasses import field
 from typing import Any, ClassVar
 
 from transformers import AutoConfig
+from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PretrainedConfig, SubConfigSpec
 
 from .errors import HeadError
@@ -12,7 +13,7 @@ HEAD_FORMAT = 1
 """Version of the head's files; raised when an older package could not read them."""
 
 
-class SOAPConfig(PretrainedConfig):
+class SOAPConfig(BackboneConfigMixin, PretrainedConfig):
     """Configuration of a [`SOAPModelWrapper`].
 
     A head may clean several layers; the lists `layers`, `hidden_sizes`, `ranks`, `layouts` and `components` run in
@@ -32,6 +33,7 @@ class SOAPConfig(PretrainedConfig):
         mu (`float` or `"auto"`), tau (`float`), threshold (`float`): arguments of `suppression_weights`.
         components (`list[list[dict]]`): the highest-scoring components of each layer, at least those removed, as
             `SOAPStatistics.table` gives them.
+        out_features (`list[str]`), out_indices (`list[int]`, *optional*): the stages that a [`SOAPBackbone`] gives.
         fit (`dict`): provenance: data set, image counts, image size, seed, package versions.
 
     Raises:
@@ -59,6 +61,7 @@ class SOAPConfig(PretrainedConfig):
     head_format: int = HEAD_FORMAT
 
     def __post_init__(self, **kwargs: Any) -> None:
+        stages = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
         super().__post_init__(**kwargs)
         if self.head_format > HEAD_FORMAT:
             raise HeadError(f"This head has format {self.head_format}, newer than {HEAD_FORMAT}; upgrade soap-hf.")
@@ -76,6 +79,15 @@ class SOAPConfig(PretrainedConfig):
         sizes = list(zip(self.hidden_sizes, self.ranks, strict=False))
         if any(not 0 <= rank <= size <= MAX_HIDDEN_SIZE for size, rank in sizes):
             raise HeadError(f"Each rank must lie between 0 and its hidden size, not (hidden size, rank) = {sizes}.")
+
+        self._out_features, self._out_indices = None, None
+        if any(stages):
+            self.set_output_features_output_indices(*stages)
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Names of the layers as stages of a [`SOAPBackbone`]."""
+        return ["last" if layer == -1 else f"layer{layer}" for layer in self.layers]
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

@@ -24,8 +24,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
-from .backbones import first_sentence
-from .errors import DataError
+from .errors import DataError, first_sentence
 from .preprocessing import ImagePreprocessor
 
 SHUFFLE_BUFFER = 1000

@@ -27,3 +27,9 @@ class OutputError(SOAPError):
 
 class NonFiniteTokensError(SOAPError):
     """Patch tokens hold NaN or Inf."""
+
+
+def first_sentence(error: BaseException) -> str:
+    """The first line of an error, without its final stop, to be quoted inside one of ours."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip().rstrip(".")

@@ -14,12 +14,14 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 from transformers.utils.hub import resolve_revision
 
-from .backbones import bare_backbone, load_backbone, native_image_size
+from .backbones import bare_backbone, load_backbone
+from .call_convention import native_image_size
 from .data import SHUFFLE_BUFFER, ImageSample, open_dataset
-from .errors import BackboneError, DataError
+from .errors import BackboneError, DataError, LayoutError
 from .modeling_soap import SOAPModelWrapper
 from .patch_layout import PatchLayout, as_size
 from .preprocessing import ImagePreprocessor, load_image_processor
+from .probing import Probe
 from .report import print_report
 from .semantic_invariance import suppression_weights
 from .soap_statistics import SOAPStatistics
@@ -45,7 +47,7 @@ def fit_soap(
     batch_size: int = 32,
     image_processor: Any = None,
     image_size: int | tuple[int, int] | None = None,
-    layer: int | Sequence[int] = -1,
+    layer: int | Sequence[int] | Literal["all"] = -1,
     layout: PatchLayout | None = None,
     mu: float | Literal["auto"] = "auto",
     tau: float = 0.05,
@@ -78,7 +80,8 @@ def fit_soap(
         batch_size (`int`, defaults to 32): images a forward pass.
         image_processor (*optional*): default: the backbone's own, else RGB, bicubic, ImageNet mean and std.
         image_size (`int` or `(height, width)`, *optional*): the model's input size; default: the processor's.
-        layer (`int` or list of them, defaults to -1): -1 for `last_hidden_state`, `i >= 0` for `hidden_states[i]`.
+        layer (`int`, list of them, or `"all"`; defaults to -1): -1 for `last_hidden_state`, `i >= 0` for
+            `hidden_states[i]`; `"all"` is every one of them whose patch tokens are found.
         layout ([`PatchLayout`], *optional*): where the patch tokens lie; found if not given.
         mu (`float` or `"auto"`), tau (`float`), threshold (`float`): as in `suppression_weights`.
         isotropic (`bool`, defaults to `False`): synthetic gradients without a preferred direction.
@@ -114,12 +117,20 @@ def fit_soap(
     if any(number is not None and number < 2 for number in (num_images, num_synthetic)):
         raise DataError("A fit needs at least 2 real and 2 synthetic images; raise num_images or num_synthetic.")
     live, name, pin = _find_backbone(backbone, dtype, device, revision, token, trust_remote_code)
+    channels = getattr(live.config, "num_channels", 3)
+    if channels != 3:
+        raise BackboneError(
+            f"{type(live).__name__} takes images of {channels} channels, but a fit makes RGB; pass a backbone of 3."
+        )
     if image_processor is None:
         fallback = as_size(image_size) or native_image_size(live.config) or (224, 224)
         hub_kwargs = {"revision": pin, "token": token, "trust_remote_code": trust_remote_code}
         image_processor = load_image_processor(name, fallback, **hub_kwargs)
-    preprocess = ImagePreprocessor(image_processor, as_size(image_size))
-    layers = [layer] if isinstance(layer, int) else list(layer)
+    preprocess = ImagePreprocessor(image_processor, as_size(image_size), native_image_size(live.config))
+    if layer == "all":
+        layers = _all_layers(live, preprocess.size)
+    else:
+        layers = [layer] if isinstance(layer, int) else [int(single) for single in layer]
     model = SOAPModelWrapper.from_backbone(
         live,
         dict.fromkeys(layers),
@@ -163,6 +174,19 @@ def fit_soap(
     if progress:
         print_report(model.config)
     return model.eval()
+
+
+def _all_layers(live: PreTrainedModel, size: tuple[int, int]) -> list[int]:
+    """All hidden states whose patch tokens can be found, and the last one after its norm."""
+    probe = Probe(live, size, hidden_states=True)
+    found = []
+    for layer in (*range(len(getattr(probe.outputs, "hidden_states", None) or ())), -1):
+        try:
+            PatchLayout.from_probe(probe, layer)
+            found.append(layer)
+        except LayoutError as error:
+            logger.warning(f"Layer {layer} is left out: {error}")
+    return found
 
 
 def _find_backbone(

@@ -11,9 +11,8 @@ from torch import Tensor
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils.hub import cached_file
 
-from .backbones import first_sentence
 from .configuration_soap import SOAPConfig
-from .errors import HeadError
+from .errors import HeadError, first_sentence
 from .projection import SOAPProjection
 from .tensor_files import read_tensors
 

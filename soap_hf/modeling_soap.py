@@ -7,13 +7,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from .backbones import CallConvention, bare_backbone, load_backbone, unmasked
+from .backbones import bare_backbone, load_backbone, random_backbone
+from .call_convention import CallConvention, unmasked
 from .configuration_soap import SOAPConfig
 from .errors import HeadError
-from .patch_layout import PatchLayout, as_size, layer_tokens, probe, probe_size
+from .patch_layout import PatchLayout, as_size
+from .probing import Probe, layer_tokens, probe_size
 from .projection import SOAPProjection
 from .saved_head import SavedHead
 from .soap_statistics import SOAPStatistics
@@ -67,7 +69,7 @@ class SOAPModelWrapper(SavedHead):
         if backbone is None:
             if config.backbone is None:
                 raise HeadError("The config holds no backbone configuration; use from_pretrained or from_backbone.")
-            backbone = AutoModel.from_config(config.backbone)
+            backbone = random_backbone(config.backbone)
         self.backbone = unmasked(backbone)
         if projections is None:
             projections = {
@@ -127,13 +129,12 @@ class SOAPModelWrapper(SavedHead):
         backbone = bare_backbone(backbone)
         wanted = dict(projection) if isinstance(projection, Mapping) else {layer: projection}
         given = dict(layout) if isinstance(layout, Mapping) else {} if layout is None else {layer: layout}
-        size = as_size(image_size) or probe_size(backbone)
+        probe = Probe(backbone, as_size(image_size) or probe_size(backbone), any(key >= 0 for key in wanted))
         projections: dict[int, SOAPProjection] = {}
         layouts: dict[int, PatchLayout] = {}
         for key, single in wanted.items():
-            tokens = probe(backbone, size, key)
-            layouts[key] = given.get(key) or PatchLayout.from_tokens(tokens, backbone, size)
-            width = layouts[key].patches(tokens, size).shape[-1]
+            layouts[key] = given.get(key) or PatchLayout.from_probe(probe, key)
+            width = layouts[key].patches(probe.tokens(key), probe.size).shape[-1]
             projections[key] = SOAPProjection.identity(width) if single is None else single
             if projections[key].dim != width:
                 raise HeadError(
@@ -158,7 +159,7 @@ class SOAPModelWrapper(SavedHead):
 
     def forward(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | None = None,
         output_raw: bool = False,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -167,7 +168,10 @@ class SOAPModelWrapper(SavedHead):
         """Runs the backbone and cleans its patch tokens.
 
         Args:
-            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): as the image processor makes them.
+            pixel_values (`torch.Tensor` of shape `(B, 3, H, W)`): as the image processor makes them. A video backbone
+                also takes clips `(B, T, 3, H, W)` (by the name `pixel_values_videos` too), and repeats a still over
+                its frames; SigLIP 2 also takes its processor's patches, with `spatial_shapes` and
+                `pixel_attention_mask`.
             output_raw (`bool`, defaults to `False`): add the raw tokens of the same forward pass, as
                 `raw_last_hidden_state`, or `raw_hidden_states` for a head on other layers.
             output_hidden_states (`bool`, *optional*): as in transformers; set by itself if the head cleans one.
@@ -181,12 +185,16 @@ class SOAPModelWrapper(SavedHead):
             HeadError: the tokens have another width than the head.
             LayoutError: the patch tokens do not lie where the head expects them.
         """
+        if pixel_values is None:
+            pixel_values = kwargs.pop("pixel_values_videos", None)
+        if pixel_values is None:
+            raise HeadError("A forward pass needs pixel_values.")
         needs_states = any(layer >= 0 for layer in self.config.layers)
         if output_hidden_states or needs_states or (output_hidden_states is None and self.config.output_hidden_states):
             kwargs["output_hidden_states"] = True
         if self.config.output_attentions:
             kwargs.setdefault("output_attentions", True)
-        outputs = self.backbone(pixel_values, **self._convention.complete(pixel_values, kwargs))
+        outputs = self.backbone(**self._convention.complete(pixel_values, kwargs))
         if self._cleaning:
             for layer in self.config.layers:
                 self._clean(outputs, layer, output_raw)
@@ -196,7 +204,10 @@ class SOAPModelWrapper(SavedHead):
         raw = layer_tokens(outputs, layer)
         clean = self.layouts[layer].map_patches(raw, self.projections[str(layer)])
         if layer == -1:
-            outputs["last_hidden_state"] = clean
+            if "last_hidden_state" in outputs:
+                outputs["last_hidden_state"] = clean
+            else:
+                outputs["feature_maps"] = (*outputs.feature_maps[:-1], clean)
             if output_raw:
                 outputs["raw_last_hidden_state"] = raw
             return
@@ -261,4 +272,5 @@ def _config_copy(backbone: PreTrainedModel) -> Any:
         return None
     config = copy.deepcopy(backbone.config)
     config._name_or_path = ""
+    config.architectures = [type(backbone).__name__]
     return config

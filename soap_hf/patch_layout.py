@@ -1,23 +1,31 @@
 """Where the patch tokens lie in a backbone's output."""
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from .backbones import CallConvention, evaluation_mode, first_sentence, native_image_size, unmasked
-from .errors import BackboneError, HeadError, LayoutError
-
-Order = Literal["tokens", "channels_first", "channels_last"]
-ORDERS: tuple[Order, ...] = ("tokens", "channels_first", "channels_last")
-
-_PREFIX_PARAMETERS = {"cls_token", "distillation_token", "register_tokens", "class_embedding"}
-_SUFFIX_PARAMETERS = {"detection_tokens"}
-_NOT_IN_SEQUENCE = ("head.", "pooler.", "decoder.")
+from .errors import HeadError, LayoutError
+from .layout_evidence import (
+    CLIPS,
+    MAPS,
+    ORDERS,
+    Order,
+    find_stride,
+    fit_grid,
+    is_clear,
+    possible_strides,
+    said_extra_tokens,
+    said_frames,
+    said_order,
+    said_strides,
+    shown_prefixes,
+    spots_seen,
+)
+from .probing import Probe, probe_size
 
 
 @dataclass(frozen=True)
@@ -25,8 +33,9 @@ class PatchLayout:
     """Where the patch tokens lie in the tensor that a backbone returns.
 
     Attributes:
-        order (`str`, defaults to `"tokens"`): `"tokens"` for (B, N, D), `"channels_first"` for (B, D, H, W),
-            `"channels_last"` for (B, H, W, D).
+        order (`str`, defaults to `"tokens"`): `"tokens"` for (B, N, D) in raster order; `"frames_rows_columns"` and
+            `"rows_columns_frames"` for (B, N, D) of clips; `"packed"` for (1, sum N, D), image after image;
+            `"channels_first"` for (B, D, H, W); `"channels_last"` for (B, H, W, D).
         prefix (`int`, defaults to 0): tokens before the patches (CLS, registers).
         suffix (`int`, defaults to 0): tokens after them (detection tokens).
         stride (`int`, *optional*): pixels from one patch to the next; needed to lay (B, N, D) tokens out on their
@@ -83,28 +92,74 @@ class PatchLayout:
             PatchLayout(order='tokens', prefix=1, suffix=0, stride=8)
         """
         size = as_size(image_size) or probe_size(model)
-        return cls.from_tokens(probe(model, size, layer), model, size, **overrides)
+        return cls.from_probe(Probe(model, size, layer >= 0), layer, **overrides)
 
     @classmethod
-    def from_tokens(
-        cls, tokens: Tensor, model: PreTrainedModel, image_size: tuple[int, int], **overrides: Any
-    ) -> "PatchLayout":
-        """Finds the layout from what the model returned for images of one size; see `detect`."""
+    def from_probe(cls, probe: Probe, layer: int = -1, **overrides: Any) -> "PatchLayout":
+        """Finds the layout from one probe of a model; see `detect`."""
         unknown = set(overrides) - {field.name for field in fields(cls)}
         if unknown:
             raise LayoutError(f"A patch layout has no field {', '.join(sorted(unknown))}.")
-        prefix, suffix = _extra_tokens(model) if tokens.ndim == 3 else (0, 0)
-        found: dict[str, Any] = {"order": _order(tokens, model), "prefix": prefix, "suffix": suffix} | overrides
-        if found["order"] == "tokens" and found.get("stride") is None:
-            num_patches = tokens.shape[1] - found["prefix"] - found["suffix"]
-            found["stride"] = _stride(num_patches, image_size, model.config)
-            if found["stride"] is None:
-                raise LayoutError(
-                    f"{type(model).__name__} returns {tokens.shape[1]} tokens for an image of {image_size[0]} x "
-                    f"{image_size[1]} pixels; without {found['prefix']} before and {found['suffix']} after them, "
-                    f"{num_patches} patches form no grid: pass a PatchLayout(prefix=…, suffix=…, stride=…)."
-                )
-        return cls(**found)
+        model, tokens = probe.model, probe.tokens(layer)
+        order = overrides.get("order") or said_order(probe, tokens)
+        if order in MAPS:
+            return cls(**{"order": order, **overrides})
+        num_tokens = tokens.shape[1] // probe.num_images if order == "packed" else tokens.shape[1]
+        prefix, suffix = said_extra_tokens(model)
+        said: dict[str, Any] = {"order": order, "prefix": prefix, "suffix": suffix} | overrides
+        num_patches = num_tokens - said["prefix"] - said["suffix"]
+        frames = said_frames(model.config, probe.num_frames)
+        if said.get("stride") is None and num_patches % frames == 0:
+            said["stride"] = find_stride(num_patches // frames, probe.size, model.config)
+        if said.get("stride") is not None:
+            layout = cls(**said)
+            if not overrides:
+                layout._confirm(probe, layer, num_patches)
+            return layout
+        shown = None if overrides else cls._from_moves(probe, layer, order, num_tokens, frames)
+        if shown is None:
+            raise LayoutError(
+                f"{type(model).__name__} returns {num_tokens} tokens for an image of {probe.size[0]} x "
+                f"{probe.size[1]} pixels; without {said['prefix']} before and {said['suffix']} after them, "
+                f"{num_patches} patches form no grid: pass a PatchLayout(prefix=…, suffix=…, stride=…)."
+            )
+        return shown
+
+    @classmethod
+    def _from_moves(cls, probe: Probe, layer: int, order: Order, num_tokens: int, frames: int) -> "PatchLayout | None":
+        """The only layout under which each spot moves its own patch, with the config's patch size or another."""
+        moves, said = probe.moves(layer), said_strides(probe.model.config)
+        if not is_clear(moves):
+            return None
+        found = []
+        for stride in sorted({*said, *possible_strides(num_tokens, frames, probe.size)}):
+            grid = frames, probe.size[0] // stride, probe.size[1] // stride
+            num_patches = grid[0] * grid[1] * grid[2]
+            for prefix in shown_prefixes(moves, probe.spots, order, grid, stride, probe.num_frames or 1):
+                suffix = num_tokens - prefix - num_patches
+                if prefix >= 0 and suffix >= 0 and num_patches > 1:
+                    found.append(cls(order=order, prefix=prefix, suffix=suffix, stride=stride))
+        return found[0] if len(found) == 1 else None
+
+    def _confirm(self, probe: Probe, layer: int, num_patches: int) -> None:
+        """Refuses the layout if the tokens that move are clearly not those that it says.
+
+        Raises:
+            LayoutError: prints both, and how to override.
+        """
+        moves, stride, num_frames = probe.moves(layer), self.stride or 1, probe.num_frames or 1
+        *frames, rows, columns = self.grid(probe.size, num_patches)
+        grid = (frames[0] if frames else 1, rows, columns)
+        if not is_clear(moves):
+            return
+        if spots_seen(moves, probe.spots, self.order, grid, stride, num_frames, self.prefix):
+            return
+        shown = shown_prefixes(moves, probe.spots, self.order, grid, stride, num_frames)
+        hint = f"with {min(shown)} tokens before the patches" if shown else "in no raster order"
+        raise LayoutError(
+            f"{type(probe.model).__name__}'s parameters say {self}, but changing spots of an image moves tokens as if "
+            f"they lay {hint} (layer {layer}): choose another layer, or pass a PatchLayout to say which holds."
+        )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "PatchLayout":
@@ -122,24 +177,29 @@ class PatchLayout:
         """The fields, for a head's config."""
         return asdict(self)
 
-    def grid(self, image_size: int | tuple[int, int] | None, num_patches: int) -> tuple[int, int]:
-        """Rows and columns of `num_patches` patches of an image; partial patches are dropped or padded.
+    def grid(self, image_size: int | tuple[int, int] | None, num_patches: int) -> tuple[int, ...]:
+        """Rows and columns (frames, rows and columns of a clip) of `num_patches` patches of one image.
+
+        Partial patches at the border are dropped or padded, whichever gives `num_patches`.
 
         Raises:
-            LayoutError: neither gives `num_patches`, or the stride is not known.
+            LayoutError: neither does, or the stride is not known.
         """
         size = as_size(image_size)
         if self.stride is None or size is None:
             raise LayoutError(
                 "The grid of (B, N, D) tokens needs a stride and an image size; pass PatchLayout(stride=…)."
             )
-        grid = _grid(num_patches, size, self.stride)
-        if grid is None:
-            raise LayoutError(
-                f"{num_patches} patches are no grid of stride {self.stride} over {size[0]} x {size[1]} pixels; check "
-                f"the image size, or override the layout (now {self})."
-            )
-        return grid
+        if self.order in CLIPS:
+            rows, columns = max(1, size[0] // self.stride), max(1, size[1] // self.stride)
+            if num_patches % (rows * columns) == 0:
+                return num_patches // (rows * columns), rows, columns
+        elif grid := fit_grid(num_patches, size, self.stride):
+            return grid
+        raise LayoutError(
+            f"{num_patches} patches are no grid of stride {self.stride} over {size[0]} x {size[1]} pixels; check "
+            f"the image size, or override the layout (now {self})."
+        )
 
     def patches(self, tokens: Tensor, image_size: int | tuple[int, int] | None = None) -> Tensor:
         """The patch tokens on their grid.
@@ -159,8 +219,24 @@ class PatchLayout:
             return tokens.permute(0, 2, 3, 1)
         if self.order == "channels_last":
             return tokens
+        if self.order == "packed":
+            return self._unpacked(tokens, image_size)
         patches = tokens[:, self.prefix : tokens.shape[1] - self.suffix]
-        return patches.unflatten(1, self.grid(image_size, patches.shape[1]))
+        grid = self.grid(image_size, patches.shape[1])
+        if self.order == "rows_columns_frames":
+            return patches.unflatten(1, (*grid[1:], grid[0])).movedim(3, 1)
+        return patches.unflatten(1, grid)
+
+    def _unpacked(self, tokens: Tensor, image_size: int | tuple[int, int] | None) -> Tensor:
+        """Packed tokens of images of one size, `(B, rows, columns, D)`."""
+        size, stride = as_size(image_size) or (0, 0), self.stride or 1
+        rows, columns = size[0] // stride, size[1] // stride
+        if len(tokens) != 1 or rows * columns == 0 or tokens.shape[1] % (rows * columns):
+            raise LayoutError(
+                f"Packed tokens of shape {tuple(tokens.shape)} are no grids of stride {stride} over {size[0]} x "
+                f"{size[1]} pixels: lay out images of one size at a time."
+            )
+        return tokens.view(-1, rows, columns, tokens.shape[-1])
 
     def map_patches(self, tokens: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         """Applies `function` (on `(..., D)`) to the patch tokens; prefix and suffix pass through untouched.
@@ -171,16 +247,16 @@ class PatchLayout:
         self._check_rank(tokens)
         if self.order == "channels_first":
             return function(tokens.movedim(1, -1)).movedim(-1, 1)
-        if self.order == "channels_last" or self.prefix == self.suffix == 0:
+        if self.order in ("channels_last", "packed") or self.prefix == self.suffix == 0:
             return function(tokens)
         end = tokens.shape[1] - self.suffix
         clean = function(tokens[:, self.prefix : end])
         return torch.cat((tokens[:, : self.prefix], clean, tokens[:, end:]), dim=1)
 
     def _check_rank(self, tokens: Tensor) -> None:
-        if tokens.ndim != (3 if self.order == "tokens" else 4):
+        if tokens.ndim != (4 if self.order in MAPS else 3):
             raise LayoutError(f"{self} does not fit a tensor of shape {tuple(tokens.shape)}; override the layout.")
-        if self.order == "tokens" and tokens.shape[1] <= self.prefix + self.suffix:
+        if self.order not in MAPS and tokens.shape[1] <= self.prefix + self.suffix:
             raise LayoutError(
                 f"{self} leaves no patch in a tensor of shape {tuple(tokens.shape)}; override the layout."
             )
@@ -191,111 +267,3 @@ def as_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     if image_size is None:
         return None
     return (image_size, image_size) if isinstance(image_size, int) else (int(image_size[0]), int(image_size[1]))
-
-
-def layer_tokens(outputs: Any, layer: int) -> Tensor:
-    """The tensor that a head belongs to: `last_hidden_state` for -1, `hidden_states[layer]` otherwise.
-
-    Raises:
-        BackboneError: the backbone does not return it.
-    """
-    if layer == -1:
-        tokens = getattr(outputs, "last_hidden_state", None)
-        if tokens is None:
-            raise BackboneError(
-                f"{type(outputs).__name__} has no last_hidden_state: the backbone returns no patch tokens."
-            )
-        return tokens
-    states = getattr(outputs, "hidden_states", None)
-    if not states:
-        raise BackboneError(
-            f"The backbone returns no hidden states, so layer={layer} cannot be cleaned; use layer=-1."
-        )
-    if layer >= len(states):
-        raise BackboneError(f"layer={layer} does not exist: the backbone has hidden states 0 to {len(states) - 1}.")
-    return states[layer]
-
-
-def probe_size(model: PreTrainedModel) -> tuple[int, int]:
-    """The size at which to look at a model: its native one, else 224 x 224."""
-    return native_image_size(model.config) or (224, 224)
-
-
-@torch.no_grad()
-def probe(model: PreTrainedModel, size: tuple[int, int], layer: int = -1) -> Tensor:
-    """What the backbone returns for one empty image of `size` pixels: `(1, N, D)`, or a map.
-
-    Raises:
-        BackboneError: it cannot take the size, or returns pooled features only.
-    """
-    parameter = next(model.parameters())
-    channels = getattr(model.config, "num_channels", 3)
-    pixels = torch.zeros(1, channels, *size, device=parameter.device, dtype=parameter.dtype)
-    backbone = unmasked(model)
-    kwargs = CallConvention.of(backbone).complete(pixels, {"output_hidden_states": True} if layer >= 0 else {})
-    with evaluation_mode(backbone):
-        try:
-            outputs = backbone(pixels, **kwargs)
-        except (ValueError, RuntimeError, IndexError, TypeError) as error:
-            raise BackboneError(
-                f"{type(model).__name__} cannot take images of {size[0]} x {size[1]} pixels "
-                f"({first_sentence(error)}); "
-                "choose another image_size."
-            ) from error
-    tokens = layer_tokens(outputs, layer)
-    if tokens.ndim not in (3, 4):
-        raise BackboneError(
-            f"{type(model).__name__} returns a tensor of shape {tuple(tokens.shape)}, which holds no patch tokens: "
-            "SOAP needs a backbone with a token for each patch, not pooled features."
-        )
-    return tokens
-
-
-def _order(tokens: Tensor, model: PreTrainedModel) -> Order:
-    if tokens.ndim == 3:
-        return "tokens"
-    timm_format = getattr(getattr(model, "timm_model", None), "output_fmt", None)
-    channels_last = model.config.model_type.startswith("sam2") or str(timm_format).endswith("NHWC")
-    return "channels_last" if channels_last else "channels_first"
-
-
-def _extra_tokens(model: PreTrainedModel) -> tuple[int, int]:
-    """Tokens before and after the patches, from what the model says about itself."""
-    timm_prefix = getattr(getattr(model, "timm_model", None), "num_prefix_tokens", None)
-    if timm_prefix is not None:
-        return int(timm_prefix), 0
-    if model.config.model_type == "radio":
-        return int(model.config.num_summary_tokens), 0
-    if model.config.model_type == "dinov3_convnext":
-        return 1, 0  # a mean-pooled token comes first
-    return _token_count(model, _PREFIX_PARAMETERS), _token_count(model, _SUFFIX_PARAMETERS)
-
-
-def _token_count(model: nn.Module, leaves: set[str]) -> int:
-    found = (
-        parameter
-        for name, parameter in model.named_parameters()
-        if name.rpartition(".")[2] in leaves and not any(f".{part}" in f".{name}" for part in _NOT_IN_SEQUENCE)
-    )
-    return sum(parameter.shape[-2] if parameter.ndim > 1 else 1 for parameter in found)
-
-
-def _stride(num_patches: int, size: tuple[int, int], config: Any) -> int | None:
-    """The stride that gives `num_patches`: the config's patch size first, then one that divides the image."""
-    candidates = [stride for stride in range(1, max(size) + 1) if _grid(num_patches, size, stride)]
-    said = set(_whole_numbers(getattr(config, "patch_size", None)))
-    return min(candidates, key=lambda stride: (stride not in said, size[0] % stride + size[1] % stride), default=None)
-
-
-def _whole_numbers(value: Any) -> Iterator[int]:
-    if isinstance(value, int):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for part in value:
-            yield from _whole_numbers(part)
-
-
-def _grid(num_patches: int, size: tuple[int, int], stride: int) -> tuple[int, int] | None:
-    floor = size[0] // stride, size[1] // stride
-    ceil = math.ceil(size[0] / stride), math.ceil(size[1] / stride)
-    return next((grid for grid in (floor, ceil) if grid[0] * grid[1] == num_patches and num_patches > 0), None)

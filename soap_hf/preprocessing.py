@@ -8,8 +8,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, ViTImageProcessorPil
 from transformers.utils import logging
 
-from .backbones import first_sentence
-from .errors import DataError
+from .errors import DataError, first_sentence
 from .synthetic import IMAGENET_MEAN, IMAGENET_STD
 
 logger = logging.get_logger(__name__)
@@ -55,23 +54,39 @@ class ImagePreprocessor:
         image_size (`(height, width)`, *optional*): the model's input size. The processor's resize is scaled in
             proportion to its crop; without it the processor's own size is used. A processor that keeps the aspect
             ratio gets images cropped about their centre, so that all share one size.
+        native_size (`(height, width)`, *optional*): the backbone's, for a processor that has no size of its own.
 
     Attributes:
         size (`(height, width)`): of the pixels.
+
+    A processor that has no fixed height and width (SigLIP 2, Pixtral) or makes clips gives way to a plain one with its
+    colours, said aloud.
 
     Raises:
         DataError: the processor does not make images of one size.
     """
 
-    def __init__(self, processor: Any, image_size: tuple[int, int] | None = None):
+    def __init__(
+        self,
+        processor: Any,
+        image_size: tuple[int, int] | None = None,
+        native_size: tuple[int, int] | None = None,
+    ):
         self.processor = processor
         own_size = _own_size(processor)
+        image_size = image_size or (native_size if own_size is None else None)
         if image_size is None and own_size is None:
             raise DataError(f"{type(processor).__name__} has no fixed size; pass image_size.")
         self.size: tuple[int, int] = image_size or own_size  # type: ignore[assignment]
         self._kwargs = {} if image_size in (None, own_size) else _size_kwargs(processor, self.size)
         self._crops = not _crop(processor) and _field(processor, "size", "height") is None
-        self._check()
+        problem = self._problem()
+        if problem and _packs_or_makes_clips(processor):
+            logger.warning(f"{problem} Images are resized to {self.size[0]} x {self.size[1]} pixels instead.")
+            self.processor, self._kwargs, self._crops = _plain_processor(processor, self.size), {}, False
+            problem = self._problem()
+        if problem:
+            raise DataError(f"{problem} Choose another image_size or pass image_processor.")
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Pixels of one image, `(3, height, width)` float32."""
@@ -111,21 +126,18 @@ class ImagePreprocessor:
         ]
         return seen[0], torch.stack([colour - seen[0] for colour in seen[1:]], dim=1)
 
-    def _check(self) -> None:
-        """Fails early if two images of different shape do not come out in one size."""
+    def _problem(self) -> str | None:
+        """Why two images of different shape do not come out in one size, in a sentence; `None` if they do."""
+        name = type(self.processor).__name__
         for shape in ((300, 200), (170, 310)):
             try:
                 got = tuple(self(Image.new("RGB", shape)).shape)
             except (ValueError, RuntimeError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"{type(self.processor).__name__} cannot make images of {self.size[0]} x {self.size[1]} pixels "
-                    f"({first_sentence(error)}); choose another image_size or pass image_processor."
-                ) from error
+                height, width = self.size
+                return f"{name} cannot make images of {height} x {width} pixels ({first_sentence(error)})."
             if got != (3, *self.size):
-                raise DataError(
-                    f"{type(self.processor).__name__} makes images of shape {got}, not (3, {self.size[0]}, "
-                    f"{self.size[1]}); choose another image_size or pass image_processor."
-                )
+                return f"{name} makes pixels of shape {got}, not (3, {self.size[0]}, {self.size[1]})."
+        return None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -155,6 +167,9 @@ def _own_size(processor: Any) -> tuple[int, int] | None:
     edge = _field(processor, "size", "shortest_edge")
     if height is not None and width is not None:
         return height, width
+    patches, patch = getattr(processor, "max_num_patches", None), getattr(processor, "patch_size", None)
+    if isinstance(patches, int) and isinstance(patch, int):
+        edge = round(patches**0.5) * patch
     return None if edge is None else (edge, edge)
 
 
@@ -172,6 +187,25 @@ def _size_kwargs(processor: Any, size: tuple[int, int]) -> dict[str, Any]:
         own_width = _field(processor, "size", "width") or crop[1]
         resize = {"height": round(own_height * height / crop[0]), "width": round(own_width * width / crop[1])}
     return {"size": resize, "crop_size": {"height": height, "width": width}}
+
+
+def _packs_or_makes_clips(processor: Any) -> bool:
+    fixed = any(_field(processor, "size", part) is not None for part in ("height", "shortest_edge"))
+    return not fixed or "Video" in type(processor).__name__
+
+
+def _plain_processor(processor: Any, size: tuple[int, int]) -> Any:
+    """A processor that resizes to `size` and treats colours as another does."""
+    return ViTImageProcessorPil(
+        size={"height": size[0], "width": size[1]},
+        resample=Image.Resampling.BICUBIC,
+        do_rescale=processor.do_rescale,
+        rescale_factor=processor.rescale_factor,
+        do_normalize=processor.do_normalize,
+        image_mean=processor.image_mean,
+        image_std=processor.image_std,
+        do_convert_rgb=True,
+    )
 
 
 def _crop_to_aspect(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -8,14 +8,38 @@ from rich.table import Table
 from .configuration_soap import SOAPConfig
 from .semantic_invariance import NEGLIGIBLE_WEIGHT
 
+FEW_LAYERS = 3
+"""Up to this many layers get a table each, more share one."""
+
 
 def print_report(config: SOAPConfig, console: Console | None = None) -> None:
     """Prints the highest-scoring components of each layer and the provenance of a head."""
     console = console or Console()
-    for layer, components in zip(config.layers, config.components, strict=False):
-        console.print(component_table(components, f"layer {layer}" if len(config.layers) > 1 else None))
+    if len(config.layers) > FEW_LAYERS:
+        console.print(depth_table(config))
+    else:
+        for layer, components in zip(config.layers, config.components, strict=False):
+            console.print(component_table(components, f"layer {layer}" if len(config.layers) > 1 else None))
     for line in summary(config):
         console.print(line, highlight=False)
+
+
+def depth_table(config: SOAPConfig) -> Table:
+    """A row a layer: its highest-scoring component, and how many are removed."""
+    table = Table(title="scores against depth")
+    for name in ("layer", "top score", "std. error", "component", "variance", "removed"):
+        table.add_column(name, justify="right")
+    for layer, rank, components in zip(config.layers, config.ranks, config.components, strict=True):
+        top = components[0]
+        table.add_row(
+            "last_hidden_state" if layer == -1 else str(layer),
+            f"{top['score']:.4f}",
+            f"{top['standard_error']:.4f}",
+            str(top["component"]),
+            f"{top['variance_share']:.2%}",
+            str(rank),
+        )
+    return table
 
 
 def component_table(components: list[dict[str, Any]], title: str | None = None) -> Table:
@@ -38,8 +62,9 @@ def component_table(components: list[dict[str, Any]], title: str | None = None) 
 
 def summary(config: SOAPConfig) -> list[str]:
     """What the head removes and how it was fitted, a sentence a line."""
+    several = 1 < len(config.layers) <= FEW_LAYERS
     removed = ", ".join(
-        f"{rank} of {size}" + (f" in layer {layer}" if len(config.layers) > 1 else "")
+        f"{rank} of {size}" + (f" in layer {layer}" if several else "")
         for layer, size, rank in zip(config.layers, config.hidden_sizes, config.ranks, strict=True)
     )
     revision = f" at {config.backbone_revision[:12]}" if config.backbone_revision else ""

@@ -42,8 +42,7 @@ class SavedHead(PreTrainedModel):
     backbone: PreTrainedModel
 
     def _remember_backbone(self) -> None:
-        """Notes which weights are the backbone's, and their state, before `post_init`."""
-        self._keys_to_ignore_on_save = {f"backbone.{name}" for name in self.backbone.state_dict()}
+        """Notes the state of the backbone's weights."""
         self._backbone_state = _training_state(self.backbone)
         self._statistics: dict[int, SOAPStatistics] = {}
         self._image_processor: Any = None
@@ -129,13 +128,14 @@ class SavedHead(PreTrainedModel):
                 "alone: they will be lost. Pass include_backbone=True to keep them."
             )
         target = Path(save_directory)
+        loaded, image_processor = self._loaded_statistics(), self.image_processor  # may come from the Hub
         with staging_folder(target) as staging:
-            with self._saved_config(target, include_backbone):
+            with self._head_alone(target, include_backbone):
                 super().save_pretrained(staging, state_dict=state_dict, save_original_format=False, **kwargs)
-            for layer, statistics in self._loaded_statistics().items():
+            for layer, statistics in loaded.items():
                 statistics.save(staging / self._statistics_file(layer))
-            if self.image_processor is not None:
-                self.image_processor.save_pretrained(staging)
+            if image_processor is not None:
+                image_processor.save_pretrained(staging)
             if include_backbone:
                 self.backbone.save_pretrained(staging / BACKBONE_FOLDER)
                 if isinstance(self.config.backbone, PretrainedConfig):  # a ViTMAE's view says that nothing is masked
@@ -181,9 +181,11 @@ class SavedHead(PreTrainedModel):
         return self._statistics
 
     @contextmanager
-    def _saved_config(self, target: Path, include_backbone: bool) -> Iterator[None]:
-        """Within the block, `self.config` refers to the backbone as a head in `target` should."""
+    def _head_alone(self, target: Path, include_backbone: bool) -> Iterator[None]:
+        """Within the block, the backbone's weights are left out, and `self.config` refers to it as `target` should."""
         live = self.config
+        # only now: a model that holds this one as a part must save the backbone's weights, or it would lose them
+        self._keys_to_ignore_on_save = {f"backbone.{name}" for name in self.backbone.state_dict()}
         self.config = copy.deepcopy(live)
         if include_backbone:
             self.config.backbone_name_or_path, self.config.backbone_revision = f"./{BACKBONE_FOLDER}", None
@@ -193,6 +195,7 @@ class SavedHead(PreTrainedModel):
             yield
         finally:
             self.config = live
+            self._keys_to_ignore_on_save = set()
 
 
 def _backbone_kwargs(config: SOAPConfig, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -207,4 +210,5 @@ def _backbone_kwargs(config: SOAPConfig, kwargs: dict[str, Any]) -> dict[str, An
 
 def _training_state(backbone: nn.Module) -> tuple[int, ...]:
     """Changes when an optimiser steps on the backbone's weights (autograd counts writes in place)."""
-    return tuple(parameter._version for parameter in backbone.parameters() if not parameter.is_meta)
+    counted = (parameter for parameter in backbone.parameters() if not (parameter.is_meta or parameter.is_inference()))
+    return tuple(parameter._version for parameter in counted)

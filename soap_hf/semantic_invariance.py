@@ -5,6 +5,7 @@ project page and its released code differ, the code is followed, since it made t
 at each position and then averaged, and the window of the weights is `sigmoid((mu - 0.5 - rank) / tau)`.
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -22,7 +23,7 @@ def position_scores(p: Tensor, q: Tensor, *, alpha: float = 2.0, gamma: float = 
         p (`torch.Tensor` of shape `(*grid, D)`): share of real images with a positive response, in [0, 1].
         q (`torch.Tensor` of shape `(*grid, D)`): the same for synthetic images.
         alpha (`float`, defaults to 2.0): order of the norms, at least 1.
-        gamma (`float`, defaults to 1.0): exponent of the agreement, above 0.
+        gamma (`float`, defaults to 1.0): exponent of the agreement, at least 1 (below, scores could exceed 1).
 
     Returns:
         `torch.Tensor` of shape `(*grid, D)`, in [0, 1], dtype of the inputs.
@@ -34,8 +35,8 @@ def position_scores(p: Tensor, q: Tensor, *, alpha: float = 2.0, gamma: float = 
         raise SOAPError(
             f"Real and synthetic responses must share one grid, but have shapes {tuple(p.shape)} and {tuple(q.shape)}."
         )
-    if alpha < 1 or gamma <= 0:
-        raise SOAPError(f"alpha must be at least 1 and gamma above 0, not alpha={alpha} and gamma={gamma}.")
+    if not (alpha >= 1 and gamma >= 1):
+        raise SOAPError(f"alpha and gamma must be at least 1, not alpha={alpha} and gamma={gamma}.")
     agreement = p * q + (1 - p) * (1 - q)
     norms = sum(torch.linalg.vector_norm(torch.stack((r, 1 - r)), ord=alpha, dim=0) for r in (p, q))
     return 2 * agreement**gamma / norms
@@ -51,7 +52,7 @@ def semantic_invariance(p: Tensor, q: Tensor, *, alpha: float = 2.0, gamma: floa
         p (`torch.Tensor` of shape `(*grid, D)`): share of real images with a positive response, in [0, 1].
         q (`torch.Tensor` of shape `(*grid, D)`): the same for synthetic images.
         alpha (`float`, defaults to 2.0): order of the norms, at least 1.
-        gamma (`float`, defaults to 1.0): exponent of the agreement, above 0.
+        gamma (`float`, defaults to 1.0): exponent of the agreement, at least 1 (below, scores could exceed 1).
 
     Returns:
         `torch.Tensor` of shape `(D,)`.
@@ -83,6 +84,8 @@ def resolve_mu(scores: Tensor, mu: float | Literal["auto"] = "auto", threshold: 
         if mu != "auto":
             raise SOAPError(f'mu must be a number or "auto", not {mu!r}.')
         return float((scores > threshold).sum())
+    if math.isnan(mu):
+        raise SOAPError('mu must be a number or "auto", not NaN.')
     return float(mu)
 
 

@@ -212,7 +212,14 @@ class SOAPStatistics:
             and self.real_response.shape == self.synthetic_response.shape
             and self.real_response.ndim >= 2
             and self.real_response.shape[-1] == len(indices)
+            and all(_within_unit(share) for share in (self.scores, self.real_response, self.synthetic_response))
+            and bool((self.eigenvalues >= 0).all() and self.eigenvalues.sum() > 0)
+            and min(self.num_real, self.num_synthetic) > 0
         )
+
+
+def _within_unit(values: Tensor) -> bool:
+    return bool(((values >= 0) & (values <= 1 + 1e-6)).all())
 
 
 def _jackknife_errors(real: ResponseCounts, synthetic: ResponseCounts) -> Tensor:

@@ -49,7 +49,7 @@ def synthesize_images(
         rounded; `(rgb - mean) / std` if `mean` and `std` are given.
 
     Raises:
-        SOAPError: `num` is negative or `size` is not positive.
+        SOAPError: `num` is negative, `size` is below two pixels, or only one of `mean` and `std` is given.
 
     Example:
         >>> images = synthesize_images(4, (32, 48), seed=1)
@@ -61,6 +61,10 @@ def synthesize_images(
     height, width = (size, size) if isinstance(size, int) else size
     if num < 0 or height < 1 or width < 1:
         raise SOAPError(f"Cannot draw {num} images of {height} x {width} pixels; both must be positive.")
+    if height * width == 1:
+        raise SOAPError("An image of one pixel has no noise to scale; ask for at least two.")
+    if (mean is None) != (std is None):
+        raise SOAPError("Normalisation needs both mean and std; pass the other one as well, or neither.")
     device = torch.device(device)
     images = torch.empty(num, 3, height, width, device=device)
     for row in range(num):

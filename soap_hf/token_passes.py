@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .backbones import evaluation_mode
+from .call_convention import evaluation_mode
 from .data import BadImage, ImageSample
 from .errors import DataError, NonFiniteTokensError
 from .modeling_soap import SOAPModelWrapper
-from .patch_layout import layer_tokens
 from .preprocessing import ImagePreprocessor
+from .probing import layer_tokens
 from .soap_statistics import SOAPStatistics
 from .synthetic import synthesize_images
 from .token_statistics import PrincipalComponents, ResponseCounts, TokenMoments

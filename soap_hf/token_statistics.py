@@ -101,7 +101,7 @@ class TokenMoments:
         """
         eigenvalues, components = torch.linalg.eigh(self.covariance())
         eigenvalues, components = eigenvalues.flip(0).clamp_min(0), components.flip(1)
-        if not eigenvalues[0] > 0:
+        if not eigenvalues[0] > (4 * torch.finfo(torch.float64).eps * self.mean.abs().max()) ** 2:
             raise SOAPError("All patch tokens are equal: the backbone does not look at the images.")
         largest = components.gather(0, components.abs().argmax(dim=0, keepdim=True))
         components = components * torch.where(largest < 0, -1.0, 1.0)
@@ -158,6 +158,8 @@ class ResponseCounts:
         return self
 
     def __add__(self, other: "ResponseCounts") -> "ResponseCounts":
+        if self.grid != other.grid or not torch.equal(self.principal.components, other.principal.components):
+            raise SOAPError("Responses add up only if they share one grid and one set of principal components.")
         total = ResponseCounts(self.principal, self.grid)
         total.positive = self.positive + other.positive
         total.images = self.images + other.images

@@ -6,6 +6,7 @@ import pytest
 import torch
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Value
 from datasets import Image as ImageFeature
+from PIL import Image
 
 from soap_hf.data import BadImage, ImageSample, open_dataset
 from soap_hf.errors import DataError
@@ -196,13 +197,16 @@ def test_fewer_than_two_images_are_refused(number, few):
 def test_bytes_and_untyped_streams_hold_images_too(preprocess):
     raw = Dataset.from_dict({"image": [png(seed) for seed in range(3)]})
     stream = IterableDataset.from_generator(lambda: ({"image": noise_image(seed)} for seed in range(3)))
+    lazy = IterableDataset.from_generator(
+        lambda: ({"image": Image.open(io.BytesIO(data))} for data in (png(0), png(1), png(2), png(3)[:1500]))
+    )
     assert raw.features["image"] == Value("binary")
-    assert stream.features is None
+    assert stream.features is lazy.features is None
     expected = {preprocess(noise_image(seed)).sum().item() for seed in range(3)}
-    for dataset in (raw, stream):
+    for dataset, broken in ((raw, 0), (stream, 0), (lazy, 1)):
         pixels, bad = read(sample_of(dataset), preprocess)
         assert {image.sum().item() for image in pixels} == expected
-        assert not bad
+        assert len(bad) == broken
 
 
 def broken_set():

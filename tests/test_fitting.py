@@ -205,3 +205,45 @@ def test_a_pretraining_model_is_fitted_by_its_encoder(mae_folder, photos):
     model = fit_soap(task, photos, num_images=16, progress=False)
     assert model.patch_tokens(torch.zeros(1, 3, 64, 64)).shape == (1, 8, 8, 192)
     assert task.config.mask_ratio == 0.75
+
+
+@pytest.mark.parametrize(
+    ("name", "grid"),
+    [("videomae", (2, 4, 4)), ("timesformer", (4, 4, 4)), ("siglip2_vision_model", (4, 4)), ("pixtral", (4, 4))],
+)
+def test_packed_and_video_backbones_are_fitted_on_stills(name, grid, images, fit):
+    from tests.tiny_backbones import TINY_BACKBONES
+
+    model = fit(TINY_BACKBONES[name].build(), images, num_images=16, mu=2)
+    assert model.statistics.real_response.shape == (*grid, 32)
+    assert model.patch_tokens(torch.randn(3, 3, 32, 32)).shape == (3, *grid, 32)
+
+
+def test_processors_that_pack_or_keep_aspect_ratios_give_way_to_plain_ones(images):
+    from transformers import PixtralImageProcessorPil, Siglip2ImageProcessorPil
+
+    own = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]}
+    for processor in (
+        Siglip2ImageProcessorPil(patch_size=8, max_num_patches=16, **own),
+        PixtralImageProcessorPil(size={"longest_edge": 40}, patch_size=8, **own),
+    ):
+        preprocess = ImagePreprocessor(processor, native_size=(32, 32))
+        assert preprocess(images[0]["image"]).shape == (3, 32, 32)
+        mean = torch.tensor(own["image_mean"]).view(1, 3, 1, 1)
+        assert preprocess.normalize(mean.expand(1, 3, 2, 2)).abs().max() < 1e-5
+
+
+def test_all_layers_leave_out_those_without_a_grid(images, fit):
+    from tests.tiny_backbones import TINY_BACKBONES
+
+    tiny = TINY_BACKBONES["hiera"]
+    model = fit(tiny.build(), images, num_images=16, layer="all", image_size=tiny.size)
+    assert model.config.layers == [3, -1]
+
+
+def test_a_backbone_that_takes_no_rgb_is_refused(images, fit):
+    from transformers import ViTConfig, ViTModel
+
+    grey = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, num_channels=1))
+    with pytest.raises(BackboneError, match="1 channels"):
+        fit(grey, images)

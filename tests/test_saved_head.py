@@ -340,3 +340,10 @@ def test_rank_zero_head_round_trips(vit, tmp_path, pixels):
     SOAPModelWrapper.from_backbone(vit, SOAPProjection.identity(32)).save_pretrained(tmp_path / "head")
     loaded = AutoModel.from_pretrained(tmp_path / "head")
     assert torch.equal(loaded(pixels).last_hidden_state, vit(pixels).last_hidden_state)
+
+
+def test_a_head_made_in_inference_mode_saves(vit, projection, tmp_path):
+    with torch.inference_mode():
+        made = ViTModel(vit.config)
+        SOAPModelWrapper.from_backbone(made, projection).save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").exists()

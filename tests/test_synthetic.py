@@ -9,7 +9,7 @@ from torch import Tensor
 
 from soap_hf import synthesize_images
 from soap_hf.errors import SOAPError
-from soap_hf.synthetic import IMAGENET_MEAN, IMAGENET_STD, _inverse_dct, _pink_noise
+from soap_hf.synthetic import IMAGENET_MEAN, IMAGENET_STD, _gradient, _inverse_dct, _pink_noise
 
 NORMALISED = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
@@ -58,11 +58,14 @@ def test_isotropic_images_are_as_bright_and_as_varied_everywhere():
     assert float(images.mean()) == pytest.approx(grey / 2, abs=0.08)  # gradients weigh one half
 
 
-def test_isotropic_images_have_gradients():
-    images = synthesize_images(100, 32, isotropic=True, **NORMALISED)
-    steps = images[:, :, 24:].mean(dim=(2, 3)) - images[:, :, :8].mean(dim=(2, 3))
-    assert steps.std() > 0.2
-    assert min((steps > 0.2).sum(), (steps < -0.2).sum()) > 30
+@pytest.mark.parametrize(("isotropic", "rising"), [(False, 1.0), (True, 0.5)])
+def test_released_gradients_never_fall_and_isotropic_ones_do_so_half_of_the_time(isotropic, rising):
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.stack([_gradient(16, 24, generator, isotropic) for _ in range(200)])
+    for slopes in (gradients[..., -1, :] - gradients[..., 0, :], gradients[..., -1] - gradients[..., 0]):
+        slopes = slopes.mean(dim=2)
+        assert slopes.abs().mean() > 0.1
+        assert float((slopes > 0).double().mean()) == pytest.approx(rising, abs=0.06)
 
 
 @pytest.mark.parametrize("isotropic", [False, True])
@@ -139,3 +142,11 @@ def test_mean_and_std_normalise_each_channel():
 def test_impossible_sizes_are_refused(arguments):
     with pytest.raises(SOAPError, match="must be positive"):
         synthesize_images(*arguments)
+
+
+@pytest.mark.parametrize("half", [{"mean": IMAGENET_MEAN}, {"std": IMAGENET_STD}])
+def test_half_a_normalisation_and_a_single_pixel_are_refused(half):
+    with pytest.raises(SOAPError, match="both mean and std"):
+        synthesize_images(1, 8, **half)
+    with pytest.raises(SOAPError, match="one pixel"):
+        synthesize_images(1, 1)

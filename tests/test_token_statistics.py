@@ -212,3 +212,16 @@ def test_a_single_image_leaves_no_group_out():
     tokens = random_tokens()
     principal = moments(tokens).principal_components()
     assert list(counts(principal, tokens[:1]).leave_one_group_out()) == []
+
+
+def test_responses_of_other_components_or_grids_do_not_add_up():
+    principal = [TokenMoments(3).update(torch.randn(50, 3)).principal_components() for _ in range(2)]
+    with pytest.raises(SOAPError, match="share one grid"):
+        ResponseCounts(principal[0], (2, 2)) + ResponseCounts(principal[1], (2, 2))
+    with pytest.raises(SOAPError, match="share one grid"):
+        ResponseCounts(principal[0], (1, 2)) + ResponseCounts(principal[0], (2, 2))
+
+
+def test_equal_float64_tokens_are_refused_too():
+    with pytest.raises(SOAPError, match="All patch tokens are equal"):
+        TokenMoments(3).update(torch.full((7, 3), 0.1, dtype=torch.float64)).principal_components()

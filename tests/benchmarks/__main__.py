@@ -14,8 +14,9 @@ from rich.table import Table
 from tests.benchmarks.projection import apply_projection
 from tests.benchmarks.streaming import stream_statistics
 from tests.benchmarks.timing import Comparison
+from tests.benchmarks.wrapper import wrap_backbone
 
-BENCHMARKS = (apply_projection, stream_statistics)
+BENCHMARKS = (apply_projection, stream_statistics, wrap_backbone)
 
 
 def main(
@@ -45,7 +46,7 @@ def as_table(comparison: Comparison) -> Table:
         table.add_row(name, f"{seconds * 1e3:.3f} ms", "")
     table.add_section()
     for name, ratio in comparison.ratios.items():
-        table.add_row(name, f"{ratio:.2f}", comparison.targets.get(name, ""))
+        table.add_row(name, f"{ratio:.3f}", comparison.targets.get(name, ""))
     return table
 
 

@@ -1,0 +1,164 @@
+"""Looking at a backbone: what it returns for an image, and which tokens move when one spot of the image changes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .call_convention import CallConvention, evaluation_mode, native_image_size, unmasked
+from .errors import BackboneError, first_sentence
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A rectangle of the image that a probe changes: pixels `[top, bottom)` and `[left, right)`, in one frame."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+    frame: int
+
+    def cells(self, rows: int, columns: int, stride: int) -> set[tuple[int, int]]:
+        """The patches of a grid that the spot touches."""
+        return {
+            (row, column)
+            for row in range(self.top // stride, min(rows, (self.bottom - 1) // stride + 1))
+            for column in range(self.left // stride, min(columns, (self.right - 1) // stride + 1))
+        }
+
+
+class Probe:
+    """One forward pass over a noise image, the same image again, and copies of it with one spot changed.
+
+    Args:
+        model (`PreTrainedModel`): a vision backbone; it is left as it was.
+        size (`(height, width)`): of the images.
+        hidden_states (`bool`, defaults to `False`): look at those as well.
+
+    Attributes:
+        size, num_frames (`int`, *optional*), spots (`tuple[Spot]`): what went in.
+
+    Raises:
+        BackboneError: it cannot take the size.
+    """
+
+    def __init__(self, model: PreTrainedModel, size: tuple[int, int], hidden_states: bool = False):
+        self.model, self.size = model, size
+        backbone = unmasked(model)
+        convention = CallConvention.of(backbone)
+        self.num_frames = convention.num_frames
+        self.spots = _spots(size, _spot_size(model.config, size), (self.num_frames or 1) - 1)
+        parameter = next(model.parameters())
+        pixels = self._pixels(getattr(model.config, "num_channels", None) or 3).to(parameter.device, parameter.dtype)
+        with torch.no_grad(), evaluation_mode(backbone):
+            try:
+                self.outputs = backbone(
+                    **convention.complete(pixels, {"output_hidden_states": True} if hidden_states else {})
+                )
+            except (ValueError, RuntimeError, IndexError, TypeError) as error:
+                raise BackboneError(
+                    f"{type(model).__name__} cannot take images of {size[0]} x {size[1]} pixels "
+                    f"({first_sentence(error)}); choose another image_size."
+                ) from error
+
+    @property
+    def num_images(self) -> int:
+        """How many images or clips went in."""
+        return len(self.spots) + 2
+
+    def tokens(self, layer: int) -> Tensor:
+        """What the backbone returned for every image, `(B, N, D)`, `(1, sum N, D)` or a map.
+
+        Raises:
+            BackboneError: pooled features only, or other tokens for the same image.
+        """
+        tokens = layer_tokens(self.outputs, layer)
+        if not isinstance(tokens, Tensor) or tokens.ndim not in (3, 4):
+            what = f"a tensor of shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else "several tensors"
+            raise BackboneError(
+                f"{type(self.model).__name__} returns {what} as layer {layer}, which holds no patch tokens: SOAP "
+                "needs a token for each patch, not pooled features."
+            )
+        if len(tokens) == self.num_images and not torch.allclose(tokens[0], tokens[1], rtol=1e-3, atol=1e-3):
+            raise BackboneError(
+                f"{type(self.model).__name__} answers differently to the same image: it masks its input or drops "
+                "patches at random; switch that off in its config."
+            )
+        return tokens
+
+    def moves(self, layer: int) -> Tensor:
+        """How far each token moves for each spot, `(len(spots), N)`; for `(B, N, D)` and packed tokens."""
+        tokens = self.tokens(layer).double()
+        tokens = tokens.reshape(self.num_images, -1, tokens.shape[-1])
+        return (tokens[2:] - tokens[0]).norm(dim=-1)
+
+    def _pixels(self, channels: int) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        clip = torch.randn(1, channels, *self.size, generator=generator).repeat(self.num_frames or 1, 1, 1, 1)
+        images = [clip, clip]
+        for spot in self.spots:
+            poked = clip.clone()
+            region = poked[spot.frame, :, spot.top : spot.bottom, spot.left : spot.right]
+            region.copy_(5 * torch.randn(region.shape, generator=generator))
+            images.append(poked)
+        clips = torch.stack(images)
+        return clips if self.num_frames is not None else clips.squeeze(1)
+
+
+def _spot_size(config: Any, size: tuple[int, int]) -> int:
+    """One patch, if the config names its size, else an eighth of the image."""
+    return min(min(whole_numbers(getattr(config, "patch_size", None)), default=size[0]), max(1, min(size) // 8))
+
+
+def _spots(size: tuple[int, int], side: int, last_frame: int) -> tuple[Spot, ...]:
+    """Bottom left, top right, and one off the centre: no two of them in a row, a column or a diagonal."""
+    last_row, last_column = size[0] // side - 1, size[1] // side - 1
+    cells = ((last_row, 0, last_frame), (0, last_column, 0), (last_row // 2, 2 * last_column // 3, last_frame))
+    return tuple(
+        Spot(row * side, (row + 1) * side, column * side, (column + 1) * side, frame) for row, column, frame in cells
+    )
+
+
+def whole_numbers(value: Any) -> Iterator[int]:
+    """The whole numbers in an int, or in nested lists of them; none in anything else."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from whole_numbers(part)
+
+
+def probe_size(model: PreTrainedModel) -> tuple[int, int]:
+    """The size at which to look at a model: its native one, else 224 x 224."""
+    return native_image_size(model.config) or (224, 224)
+
+
+def layer_tokens(outputs: Any, layer: int) -> Tensor:
+    """The tensor that a head belongs to: `last_hidden_state` for -1, `hidden_states[layer]` otherwise.
+
+    For -1 a backbone without `last_hidden_state` gives the last of its `feature_maps`.
+
+    Raises:
+        BackboneError: the backbone does not return it.
+    """
+    if layer == -1:
+        maps = getattr(outputs, "feature_maps", None) or (None,)
+        tokens = getattr(outputs, "last_hidden_state", None)
+        tokens = maps[-1] if tokens is None else tokens
+        if tokens is None:
+            raise BackboneError(
+                f"{type(outputs).__name__} has no last_hidden_state: the backbone returns no patch tokens."
+            )
+        return tokens
+    states = getattr(outputs, "hidden_states", None)
+    if not states:
+        raise BackboneError(
+            f"The backbone returns no hidden states, so layer={layer} cannot be cleaned; use layer=-1."
+        )
+    if layer >= len(states):
+        raise BackboneError(f"layer={layer} does not exist: the backbone has hidden states 0 to {len(states) - 1}.")
+    return states[layer]
