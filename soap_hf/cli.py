@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from .errors import OutputError, SOAPError, first_sentence
+from .version import __version__
 
 app = typer.Typer(
     add_completion=False,
@@ -38,6 +39,21 @@ def _parse_mu(text: str) -> float | str:
     if not math.isfinite(number):
         raise typer.BadParameter(f'{text!r} is neither a number nor "auto".')
     return number
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of `soap-hf` itself."""
 
 
 Backbone = Annotated[str, typer.Argument(metavar="BACKBONE", help="Hub id or folder of the backbone.")]

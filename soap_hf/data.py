@@ -54,6 +54,8 @@ def open_dataset(
         DataError: it cannot be found or opened, or the split is not there; the message lists the splits.
     """
     if isinstance(dataset, (Dataset, IterableDataset)):
+        if split is not None and split != dataset.split:
+            raise DataError(f"This data set is one split ({dataset.split or 'unnamed'}) already; leave out {split!r}.")
         return dataset
     if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
         return dataset[_choose_split(list(dataset), split, sliced=False)]

@@ -17,7 +17,7 @@ from transformers.utils.hub import resolve_revision
 from .backbones import bare_backbone, load_backbone
 from .call_convention import native_image_size
 from .data import SHUFFLE_BUFFER, ImageSample, open_dataset
-from .errors import BackboneError, DataError, LayoutError
+from .errors import BackboneError, DataError, LayoutError, first_sentence
 from .modeling_soap import SOAPModelWrapper
 from .patch_layout import PatchLayout, as_size
 from .preprocessing import ImagePreprocessor, load_image_processor
@@ -29,6 +29,9 @@ from .token_passes import TokenPasses
 from .version import __version__
 
 logger = logging.get_logger(__name__)
+
+MAX_IMAGE_SIDE = 8192
+"""A longer side is a slip of the pen, and its synthetic images alone would fill the memory."""
 
 FEW_IMAGES = 64
 """Below this many images a fit warns about the standard error of its scores."""
@@ -116,6 +119,8 @@ def fit_soap(
     suppression_weights(torch.ones(1), mu=mu, tau=tau, threshold=threshold)  # refuses bad arguments now, not later
     if any(number is not None and number < 2 for number in (num_images, num_synthetic)):
         raise DataError("A fit needs at least 2 real and 2 synthetic images; raise num_images or num_synthetic.")
+    if max(as_size(image_size) or (0,)) > MAX_IMAGE_SIDE:
+        raise DataError(f"image_size={image_size} is beyond {MAX_IMAGE_SIDE} pixels a side; choose a smaller one.")
     live, name, pin = _find_backbone(backbone, dtype, device, revision, token, trust_remote_code)
     channels = getattr(live.config, "num_channels", 3)
     if channels != 3:
@@ -206,7 +211,13 @@ def _find_backbone(
         live = bare_backbone(backbone)
         return live, live.config.name_or_path or None, revision
     name = os.fspath(backbone)
-    target = torch.device(device) if device is not None else PartialState().default_device
+    try:
+        target = torch.device(device) if device is not None else PartialState().default_device
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise BackboneError(f"Device {device!r} cannot be used here ({first_sentence(error)}); try cpu.") from error
+    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+        raise BackboneError(f"{dtype!r} is no dtype of torch; give float32, bfloat16 or float16.")
     if dtype is None:
         dtype = "float32" if target.type == "cpu" else "auto"
     pin = None if os.path.isdir(name) else resolve_revision(name, revision, token=token)

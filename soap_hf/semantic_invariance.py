@@ -84,8 +84,8 @@ def resolve_mu(scores: Tensor, mu: float | Literal["auto"] = "auto", threshold: 
         if mu != "auto":
             raise SOAPError(f'mu must be a number or "auto", not {mu!r}.')
         return float((scores > threshold).sum())
-    if math.isnan(mu):
-        raise SOAPError('mu must be a number or "auto", not NaN.')
+    if not math.isfinite(mu):
+        raise SOAPError(f'mu must be a finite number or "auto", not {mu}.')
     return float(mu)
 
 
@@ -109,7 +109,7 @@ def suppression_weights(
         `torch.Tensor` of shape `(D,)`, in [0, 1], order and dtype of `scores`.
 
     Raises:
-        SOAPError: `tau` is not above 0, or a score is not finite.
+        SOAPError: `tau` is not above 0, or `mu`, `threshold` or a score is not finite.
 
     Example:
         >>> import torch
@@ -120,6 +120,8 @@ def suppression_weights(
     """
     if not tau > 0:
         raise SOAPError(f"tau must be above 0, not {tau}.")
+    if not math.isfinite(threshold):
+        raise SOAPError(f"threshold must be a finite number, not {threshold}.")
     if not torch.isfinite(scores).all():
         raise SOAPError("Scores must be finite, but some are NaN or Inf.")
     count = resolve_mu(scores, mu, threshold)

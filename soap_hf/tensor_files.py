@@ -101,6 +101,7 @@ def staging_folder(target: str | os.PathLike) -> Iterator[Path]:
                 if written.is_dir():
                     moved.mkdir(exist_ok=True)
                 else:
+                    written.chmod(0o666 & ~_umask())  # safetensors writes for its owner alone
                     written.replace(moved)
     except OSError as error:
         raise OutputError(f"Cannot write {target}: {error.strerror or error}; choose another folder.") from error

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from .call_convention import evaluation_mode
 from .data import BadImage, ImageSample
@@ -16,6 +17,8 @@ from .probing import layer_tokens
 from .soap_statistics import SOAPStatistics
 from .synthetic import synthesize_images
 from .token_statistics import PrincipalComponents, ResponseCounts, TokenMoments
+
+logger = logging.get_logger(__name__)
 
 LayerTokens = dict[int, Tensor]
 """Patch tokens `(B, *grid, D)` of each layer, of one batch."""
@@ -65,6 +68,9 @@ class TokenPasses:
             real = self._responses(self._real("real responses"), principal)
             number = num_synthetic or next(iter(real.values())).num_images
             synthetic = self._responses(self._synthetic(number, seed, isotropic), principal)
+        if self.bad_images:
+            names = ", ".join(map(str, self.bad_images))
+            logger.warning(f"{len(self.bad_images)} unreadable images were skipped: {names}.")
         return {layer: SOAPStatistics.from_counts(real[layer], synthetic[layer]) for layer in principal}
 
     def _principal_components(self) -> dict[int, PrincipalComponents]:
@@ -74,8 +80,6 @@ class TokenPasses:
             for layer, patches in tokens.items():
                 moments.setdefault(layer, TokenMoments(patches.shape[-1], patches.device)).update(patches)
             images += len(patches)
-        if self.bad_images:
-            tqdm.write(f"Skipped {len(self.bad_images)} unreadable images: {', '.join(map(str, self.bad_images))}.")
         if images < 2:
             raise DataError(f"A fit needs at least 2 readable images, but found {images}.")
         return {layer: single.principal_components() for layer, single in moments.items()}
@@ -123,8 +127,8 @@ class TokenPasses:
             tokens[layer] = layout.patches(layer_tokens(outputs, layer), (height, width))
             if not torch.isfinite(tokens[layer]).all():
                 raise NonFiniteTokensError(
-                    f"The patch tokens of {where} hold NaN or Inf: the backbone overflows in {self.model.dtype}; load "
-                    "it in a wider dtype, e.g. dtype='float32'."
+                    f"The patch tokens of {where} hold NaN or Inf in {self.model.dtype}: "
+                    f"{'check its weights' if self.model.dtype == torch.float32 else 'try dtype=float32'}."
                 )
         return tokens
 

@@ -45,11 +45,11 @@ FOOTER = """
 Of these composite models the vision tower is taken, by name or live, and loaded whole or not at all:
 {composites}.
 
-## Not supported
+## Not in the table
 
 - dinat: not run, since it needs natten.
-- timm models (`TimmWrapperModel`, `TimmBackbone`, gemma3n_vision): their layout is read off the timm model, but they
-  were not run here.
+- timm models (`TimmWrapperModel`): seven run, saved and loaded bit for bit with timm 1.0.31 by
+  `python -m tests.timm_matrix`, which is not part of the tests. `TimmBackbone` and gemma3n_vision: not run.
 - groupvit: its tokens are groups, not patches; xclip: its frames talk to each other through a token of their own.
 - Backbones that take packed patches with inputs of their own are refused by name: {packed}.
 - Quantised backbones (bitsandbytes, torchao): not run.

@@ -19,6 +19,7 @@ def test_python_runs_from_top_to_bottom(tmp_path: Path, monkeypatch):
         exec(compile(block, "README.md", "exec"), names)
     assert names["tokens"].shape == (1, 65, 192)
     assert names["grid"].shape == (1, 8, 8, 192)
+    assert names["logits"].shape == (1, 21, 64, 64)
     assert names["half"].backbone.dtype.is_floating_point
 
 
