@@ -1,5 +1,6 @@
 """Loading a vision backbone, or the vision tower of a larger model, with every weight from its checkpoint."""
 
+import os
 from importlib import import_module
 from typing import Any
 
@@ -41,14 +42,19 @@ def load_backbone(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
         BackboneError: it cannot be found or loaded, takes no images, or the checkpoint lacks weights.
     """
     reach = {name: value for name, value in kwargs.items() if name in _CONFIG_KWARGS}
+    if os.path.isabs(name_or_path) and not os.path.isdir(name_or_path):
+        raise BackboneError(f"There is no folder {name_or_path} with a backbone; if it moved, pass backbone=….")
     try:
         config = AutoConfig.from_pretrained(name_or_path, **reach)
+        _refuse_head(config, name_or_path)
         tower_config = _tower_config(config)
         if tower_config is not None and type(tower_config) in MODEL_MAPPING:
             tower, missing = _load(name_or_path, AutoModel, config=tower_config, **kwargs)
             if not [key for key in missing if not _is_pooler(key)]:
                 return _finish(tower, missing, name_or_path)
         backbone, missing = _load(name_or_path, _model_class(config), **kwargs)
+    except BackboneError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as error:
         raise BackboneError(
             f"Backbone {name_or_path!r} cannot be loaded ({first_sentence(error)}); give the hub id or the folder of "
@@ -71,6 +77,7 @@ def bare_backbone(model: nn.Module) -> PreTrainedModel:
         raise BackboneError(
             f"A backbone must be a transformers model, a hub id or a folder, not {type(model).__name__}."
         )
+    _refuse_head(model.config, type(model).__name__)
     if _tower_config(model.config) is not None:
         return _find_tower(model)[1]
     # not every base model is one that AutoModel knows: DINOv3's is an encoder without embeddings
@@ -78,6 +85,11 @@ def bare_backbone(model: nn.Module) -> PreTrainedModel:
     backbone = model.base_model if is_task_model else model
     _require_images(backbone, type(backbone).__name__)
     return backbone
+
+
+def _refuse_head(config: PretrainedConfig, name: str) -> None:
+    if config.model_type == "soap":
+        raise BackboneError(f"{name} is a SOAP head, not a backbone; give the backbone that it was fitted on.")
 
 
 def random_backbone(config: PretrainedConfig) -> PreTrainedModel:

@@ -82,6 +82,7 @@ class CallConvention:
         noise_stride (`int`, *optional*): ViTMAE's patch size; it then needs noise that keeps the raster order.
         num_frames (`int`, *optional*): length of a clip; a still is repeated so often for a video backbone.
         packed_patch (`int`, *optional*): patch size of a backbone that takes patches rather than images (SigLIP 2).
+        returns_tuples (`bool`): its config asks for tuples, so a call must ask for names.
     """
 
     pixel_argument: str
@@ -90,6 +91,7 @@ class CallConvention:
     noise_stride: int | None = None
     num_frames: int | None = None
     packed_patch: int | None = None
+    returns_tuples: bool = False
 
     @classmethod
     def of(cls, backbone: PreTrainedModel) -> "CallConvention":
@@ -115,6 +117,7 @@ class CallConvention:
             noise_stride=config.patch_size if config.model_type == "vit_mae" else None,
             num_frames=frames if isinstance(frames, int) else None,
             packed_patch=config.patch_size if packed else None,
+            returns_tuples=getattr(config, "return_dict", True) is False,
         )
 
     def complete(self, pixels: Tensor, given: dict[str, Any]) -> dict[str, Any]:
@@ -137,6 +140,8 @@ class CallConvention:
             num_patches = (height // self.noise_stride) * (width // self.noise_stride)
             noise = torch.arange(num_patches, dtype=torch.float32, device=pixels.device)
             kwargs["noise"] = noise.expand(len(pixels), -1)
+        if self.returns_tuples:
+            kwargs["return_dict"] = True
         return {self.pixel_argument: pixels, **kwargs}
 
 

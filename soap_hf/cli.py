@@ -24,7 +24,7 @@ app = typer.Typer(
 
 def _parse_image_size(text: str) -> tuple[int, int]:
     parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+    if len(parts) > 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise typer.BadParameter(f"{text!r} is no image size; give 224 or HEIGHTxWIDTH, e.g. 224x448.")
     return int(parts[0]), int(parts[-1])
 
@@ -99,7 +99,7 @@ def _fit_options(
     max_bad_images: Annotated[
         float, typer.Option(min=0, max=1, help="Share of unreadable images that are skipped.")
     ] = 0.01,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Nothing but warnings and errors.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No bars, and of a fit no table.")] = False,
 ) -> None:
     """Never called: its parameters are the options that every command that fits shares."""
 
@@ -148,7 +148,11 @@ def score(
     **options: Any,
 ) -> None:
     """Score a backbone's components without writing a head: is there anything to remove?"""
-    _fit(backbone, dataset, **{**options, "layer": "all" if all_layers else options["layer"]})
+    model = _fit(backbone, dataset, **{**options, "layer": "all" if all_layers else options["layer"]})
+    if options["quiet"]:  # without its table it would say nothing
+        from .report import print_report
+
+        print_report(model.config)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """Configuration of a SOAP head: which backbone it belongs to, what it removes, and how it was fitted."""
 
+import math
 from dataclasses import field
 from typing import Any, ClassVar
 
@@ -62,12 +63,15 @@ class SOAPConfig(BackboneConfigMixin, PretrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         stages = kwargs.pop("out_features", None), kwargs.pop("out_indices", None)
+        self._check_types()
         super().__post_init__(**kwargs)
         if self.head_format > HEAD_FORMAT:
             raise HeadError(f"This head has format {self.head_format}, newer than {HEAD_FORMAT}; upgrade soap-hf.")
-        numbers = {"tau": self.tau, "threshold": self.threshold} | ({} if self.mu == "auto" else {"mu": self.mu})
-        if not all(isinstance(value, (int, float)) for value in numbers.values()):
-            raise HeadError(f"tau, threshold and mu of a head must be numbers, but are {numbers}.")
+        numbers: dict[str, Any] = {"tau": self.tau, "threshold": self.threshold} | (
+            {} if self.mu == "auto" else {"mu": self.mu}
+        )
+        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers.values()):
+            raise HeadError(f"tau, threshold and mu of a head must be finite numbers, but are {numbers}.")
         if len(set(self.layers)) != len(self.layers) or any(layer < -1 for layer in self.layers):
             raise HeadError(f"layers must be different numbers from -1 upwards, not {self.layers}.")
         lengths = {len(self.layers), len(self.hidden_sizes), len(self.ranks), len(self.layouts)}
@@ -77,12 +81,24 @@ class SOAPConfig(BackboneConfigMixin, PretrainedConfig):
                 f"{len(self.hidden_sizes)}, {len(self.ranks)} and {len(self.layouts)}."
             )
         sizes = list(zip(self.hidden_sizes, self.ranks, strict=False))
-        if any(not 0 <= rank <= size <= MAX_HIDDEN_SIZE for size, rank in sizes):
+        if any(not 0 <= rank <= size <= MAX_HIDDEN_SIZE or rank * size > MAX_BASIS for size, rank in sizes):
             raise HeadError(f"Each rank must lie between 0 and its hidden size, not (hidden size, rank) = {sizes}.")
 
         self._out_features, self._out_indices = None, None
         if any(stages):
             self.set_output_features_output_indices(*stages)
+
+    def _check_types(self) -> None:
+        """Refuses values of other types before anything is done with them."""
+        kinds = {"layers": int, "hidden_sizes": int, "ranks": int, "layouts": dict}
+        wrong = [name for name, kind in kinds.items() if not _is_list_of(kind, getattr(self, name))]
+        rows = self.components if isinstance(self.components, list) else [None]
+        if not all(_is_list_of(dict, single) and all(set(row) >= COMPONENT_KEYS for row in single) for single in rows):
+            wrong.append("components")
+        wrong += ["head_format"] * (not isinstance(self.head_format, int))
+        wrong += ["backbone"] * (not isinstance(self.backbone, (dict, PretrainedConfig, type(None))))
+        if wrong:
+            raise HeadError(f"The head's config holds {', '.join(wrong)} of the wrong kind; fetch or fit it anew.")
 
     @property
     def stage_names(self) -> list[str]:
@@ -103,6 +119,16 @@ class SOAPConfig(BackboneConfigMixin, PretrainedConfig):
         """Width of the tokens of the last layer listed."""
         return self.hidden_sizes[-1] if self.hidden_sizes else None
 
+
+def _is_list_of(kind: type, values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
+
+
+COMPONENT_KEYS = {"rank", "component", "score", "standard_error", "variance_share", "weight"}
+"""What is told of a component."""
+
+MAX_BASIS = 1 << 26
+"""Numbers in a basis; beyond this a config is malformed, and building it would fill the memory."""
 
 MAX_HIDDEN_SIZE = 1 << 20
 """Widths beyond this are a malformed config, not a backbone."""

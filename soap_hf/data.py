@@ -12,6 +12,7 @@ from datasets import (
     DatasetDict,
     IterableDataset,
     IterableDatasetDict,
+    ReadInstruction,
     get_dataset_split_names,
     load_dataset,
     load_from_disk,
@@ -25,10 +26,12 @@ from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
 from .errors import DataError, first_sentence
-from .preprocessing import ImagePreprocessor
+from .preprocessing import ImagePreprocessor, to_rgb
 
 SHUFFLE_BUFFER = 1000
 """Images held to shuffle a stream."""
+
+SPLIT_FOLDERS = {"train", "test", "val", "validation"}
 
 IMAGE_EXTENSIONS = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
@@ -58,10 +61,12 @@ def open_dataset(
             raise DataError(f"This data set is one split ({dataset.split or 'unnamed'}) already; leave out {split!r}.")
         return dataset
     if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
-        return dataset[_choose_split(list(dataset), split, sliced=False)]
+        return _take_split(dataset, split)
     if not isinstance(dataset, (str, Path)):
         raise DataError(f"A data set must be a hub id, a path or a datasets.Dataset, not {type(dataset).__name__}.")
     try:
+        if Path(dataset).is_dir() and not _is_saved(Path(dataset)) and (folder := _image_folder(Path(dataset))):
+            return open_dataset(folder, split=split)
         arguments = _builder_arguments(Path(dataset)) if Path(dataset).exists() else {"path": str(dataset)}
         if arguments is None:
             return open_dataset(load_from_disk(str(dataset)), split=split)
@@ -81,26 +86,60 @@ def open_dataset(
         ) from error
 
 
+def _is_saved(path: Path) -> bool:
+    """Whether `datasets` has written this folder with `save_to_disk`."""
+    return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
+
+
 def _builder_arguments(path: Path) -> dict[str, Any] | None:
     """Arguments of `load_dataset` for a local path; `None` for a folder that `save_to_disk` wrote."""
     if path.is_file():
         if path.suffix == ".parquet":
             return {"path": "parquet", "data_files": str(path)}
         raise DataError(f"{path} is a file but not parquet; give a folder of images or a parquet file.")
-    if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+    if _is_saved(path):
         return None
-    files = (file for file in path.rglob("*") if file.is_file())
-    first = next((file for file in files if file.suffix.lower() in IMAGE_EXTENSIONS | {".parquet"}), None)
-    if first is None:
-        raise DataError(f"Folder {path} holds neither images nor parquet files; give a folder that does.")
-    if first.suffix == ".parquet":
+    if any(path.rglob("*.parquet")):
         return {"path": "parquet", "data_files": str(path / "**" / "*.parquet")}
-    return {"path": "imagefolder", "data_dir": str(path)}
+    raise DataError(f"Folder {path} holds neither images nor parquet files; give a folder that does.")
 
 
-def _choose_split(splits: list[str], split: str | None, sliced: bool = True) -> str:
+def _image_folder(path: Path) -> DatasetDict | None:
+    """The images of a folder and all below it; `None` if it holds none.
+
+    Folders named as splits make splits. Unlike in `datasets`, names of files do not: every image counts.
+    """
+    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file()]
+    if not files:
+        return None
+    tops = [file.relative_to(path).parts[0] for file in files]
+    by_split: dict[str, list[str]] = {}
+    for file, top in zip(files, tops, strict=True):
+        by_split.setdefault(top if set(tops) <= SPLIT_FOLDERS else "train", []).append(str(file))
+    return DatasetDict(
+        {
+            split: Dataset.from_dict({"image": paths}, split=split).cast_column("image", ImageFeature())
+            for split, paths in by_split.items()
+        }
+    )
+
+
+def _take_split(splits: DatasetDict | IterableDatasetDict, split: str | None) -> Dataset | IterableDataset:
+    """One split, or a slice of one, e.g. `"train[:10%]"`."""
+    name, _, rest = _choose_split(list(splits), split).partition("[")
+    chosen = splits[name]
+    if not rest:
+        return chosen
+    try:
+        (part,) = ReadInstruction.from_spec(f"{name}[{rest}").to_absolute({name: len(chosen)})
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{split!r} is no slice of the split {name} ({first_sentence(error)}).") from error
+    return chosen.select(range(part.from_, part.to))
+
+
+def _choose_split(splits: list[str], split: str | None) -> str:
     if split is not None:
-        if (split.partition("[")[0] if sliced else split) not in splits:
+        if split.partition("[")[0] not in splits:
             raise DataError(f"The data set has no split {split!r}; choose one of {', '.join(splits)}.")
         return split
     if len(splits) == 1:
@@ -198,7 +237,7 @@ def _not_images(column: str, kind: str) -> DataError:
 def _read(row: dict[str, Any], number: int, column: str, preprocess: ImagePreprocessor) -> Tensor | BadImage:
     value = row[column]
     try:
-        image = _decode(value)
+        image = to_rgb(_decode(value))
         image.load()
     except Exception as error:  # decoders raise what they like, and every one of them means a bad file
         path = value.get("path") if isinstance(value, dict) else None

@@ -98,7 +98,7 @@ def fit_soap(
         progress (`bool`, defaults to `True`): show bars, and a table of components at the end.
 
     Returns:
-        [`SOAPModelWrapper`] with `.statistics`, in evaluation mode.
+        [`SOAPModelWrapper`] with `.statistics`, in evaluation mode; a live model stays in the mode it is in.
 
     Raises:
         BackboneError, DataError, LayoutError: the input does not fit together; raised before any long work.
@@ -119,6 +119,10 @@ def fit_soap(
     suppression_weights(torch.ones(1), mu=mu, tau=tau, threshold=threshold)  # refuses bad arguments now, not later
     if any(number is not None and number < 2 for number in (num_images, num_synthetic)):
         raise DataError("A fit needs at least 2 real and 2 synthetic images; raise num_images or num_synthetic.")
+    if batch_size < 1 or not 0 <= seed < 2**63:
+        raise DataError(f"batch_size must be at least 1 and seed from 0 to 2**63 - 1, not {batch_size} and {seed}.")
+    if isinstance(layer, Sequence) and not len(layer):
+        raise DataError("layer must name at least one layer.")
     if max(as_size(image_size) or (0,)) > MAX_IMAGE_SIDE:
         raise DataError(f"image_size={image_size} is beyond {MAX_IMAGE_SIDE} pixels a side; choose a smaller one.")
     live, name, pin = _find_backbone(backbone, dtype, device, revision, token, trust_remote_code)
@@ -178,7 +182,7 @@ def fit_soap(
     _say_what_was_found(model, statistics)
     if progress:
         print_report(model.config)
-    return model.eval()
+    return model.eval() if isinstance(backbone, (str, os.PathLike)) else model
 
 
 def _all_layers(live: PreTrainedModel, size: tuple[int, int]) -> list[int]:
@@ -211,6 +215,7 @@ def _find_backbone(
         live = bare_backbone(backbone)
         return live, live.config.name_or_path or None, revision
     name = os.fspath(backbone)
+    name = os.path.abspath(name) if os.path.isdir(name) else name  # the working directory may change
     try:
         target = torch.device(device) if device is not None else PartialState().default_device
         torch.empty(0, device=target)

@@ -139,12 +139,16 @@ def check_same_architecture(stored: PretrainedConfig | None, actual: PretrainedC
         "depths",
         "patch_size",
     ):
-        here, there = getattr(stored, name, None), getattr(actual, name, None)
+        here, there = (_as_list(getattr(config, name, None)) for config in (stored, actual))
         if here != there:
             raise HeadError(
                 f"The head was fitted on a backbone with {name}={here}, but this one has {name}={there}; load the "
                 "head with the backbone it was fitted on, or fit a new head."
             )
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def relative_reference(backbone: str, folder: str | os.PathLike) -> str:

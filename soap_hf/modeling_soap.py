@@ -1,6 +1,7 @@
 """The wrapper: a vision backbone whose patch tokens come out clean."""
 
 import copy
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
@@ -91,7 +92,7 @@ class SOAPModelWrapper(SavedHead):
     @classmethod
     def from_backbone(
         cls,
-        backbone: PreTrainedModel | str,
+        backbone: PreTrainedModel | str | os.PathLike,
         projection: SOAPProjection | Mapping[int, SOAPProjection | None] | None,
         *,
         name_or_path: str | None = None,
@@ -123,9 +124,9 @@ class SOAPModelWrapper(SavedHead):
             LayoutError: its patch tokens were not found.
             HeadError: the projection has another width than the tokens.
         """
-        if isinstance(backbone, str):
-            name_or_path = name_or_path or backbone
-            backbone = load_backbone(backbone, **({"revision": revision} if revision else {}))
+        if isinstance(backbone, (str, os.PathLike)):
+            name_or_path = name_or_path or os.fspath(backbone)
+            backbone = load_backbone(os.fspath(backbone), **({"revision": revision} if revision else {}))
         backbone = bare_backbone(backbone)
         wanted = dict(projection) if isinstance(projection, Mapping) else {layer: projection}
         given = dict(layout) if isinstance(layout, Mapping) else {} if layout is None else {layer: layout}
@@ -143,7 +144,7 @@ class SOAPModelWrapper(SavedHead):
                 )
         config = SOAPConfig(
             backbone=_config_copy(backbone),
-            backbone_name_or_path=name_or_path or backbone.config.name_or_path or None,
+            backbone_name_or_path=_lasting_reference(name_or_path or backbone.config.name_or_path),
             backbone_revision=revision,
             backbone_dtype=str(backbone.dtype).removeprefix("torch."),
             layers=list(projections),
@@ -155,7 +156,8 @@ class SOAPModelWrapper(SavedHead):
         model._image_processor = image_processor
         if statistics is not None:
             model.set_statistics(statistics if isinstance(statistics, Mapping) else {layer: statistics})
-        return model.train(backbone.training)
+        model.training = backbone.training  # not train(): it would put every part of a live backbone in this mode
+        return model
 
     def forward(
         self,
@@ -264,6 +266,11 @@ class SOAPModelWrapper(SavedHead):
     def get_input_embeddings(self) -> nn.Module:
         """The backbone's own."""
         return self.backbone.get_input_embeddings()
+
+
+def _lasting_reference(name: str | None) -> str | None:
+    """A hub id as it is; a folder with its whole path, since the working directory may change."""
+    return os.path.abspath(name) if name and os.path.isdir(name) else name or None
 
 
 def _config_copy(backbone: PreTrainedModel) -> Any:

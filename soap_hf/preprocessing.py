@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, ViTImageProcessorPil
 from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from .errors import DataError, first_sentence
 from .synthetic import IMAGENET_MEAN, IMAGENET_STD
@@ -24,13 +25,20 @@ def load_image_processor(name_or_path: str | None, fallback_size: tuple[int, int
 
     Returns:
         A transformers image processor; a warning says so if it is the default.
+
+    Raises:
+        DataError: the backbone has one that cannot be read.
     """
     reason = "a model in memory brings none"
     if name_or_path:
         try:
             return AutoImageProcessor.from_pretrained(name_or_path, **hub_kwargs)
-        except (OSError, ValueError, KeyError, ImportError) as error:
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
             reason = first_sentence(error)
+            if not isinstance(error, ImportError) and _has_processor(name_or_path, hub_kwargs):
+                raise DataError(
+                    f"The image processor of {name_or_path} cannot be read ({reason}); mend it, or pass another."
+                ) from error
     height, width = fallback_size
     logger.warning(
         f"No image processor for {name_or_path or 'this backbone'} ({reason}): images are made RGB, resized to "
@@ -43,6 +51,14 @@ def load_image_processor(name_or_path: str | None, fallback_size: tuple[int, int
         image_mean=list(IMAGENET_MEAN),
         image_std=list(IMAGENET_STD),
         do_convert_rgb=True,
+    )
+
+
+def _has_processor(name_or_path: str, hub_kwargs: dict[str, Any]) -> bool:
+    known = {name: value for name, value in hub_kwargs.items() if name in ("revision", "token", "cache_dir")}
+    return (
+        cached_file(name_or_path, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False, **known)
+        is not None
     )
 
 
@@ -141,7 +157,13 @@ class ImagePreprocessor:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB, 8 bit: palette, grey, CMYK and alpha as Pillow converts them, 16 bit scaled down rather than clipped."""
+    """RGB, 8 bit: palette, grey, CMYK and alpha as Pillow converts them, 16 bit scaled down rather than clipped.
+
+    Raises:
+        DataError: 32-bit pixels, whose range nobody knows.
+    """
+    if image.mode in ("I", "F"):
+        raise DataError(f"pixels of mode {image.mode!r} have no known range; save the image with 8 or 16 bits")
     if image.mode.startswith("I;16"):
         image = image.convert("I").point(lambda value: value / 257).convert("L")
     return image if image.mode == "RGB" else image.convert("RGB")

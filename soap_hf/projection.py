@@ -119,7 +119,7 @@ def _check_projection(basis: Tensor, weights: Tensor) -> None:
         raise HeadError("The projection holds NaN or Inf; fit the head again or fetch it anew.")
     if len(weights) and not (weights.min() >= 0 and weights.max() <= 1):
         raise HeadError(f"Projection weights must lie in [0, 1], but span {weights.min():g} to {weights.max():g}.")
-    basis = basis.detach().to(torch.float64)
+    basis = basis.detach().cpu().to(torch.float64)  # not every accelerator has float64
     gram = basis.T @ basis
     if not torch.allclose(gram, torch.eye(len(gram), dtype=gram.dtype, device=gram.device), atol=1e-3):
         raise HeadError(

@@ -21,7 +21,12 @@ def print_report(config: SOAPConfig, console: Console | None = None) -> None:
         for layer, components in zip(config.layers, config.components, strict=False):
             console.print(component_table(components, f"layer {layer}" if len(config.layers) > 1 else None))
     for line in summary(config):
-        console.print(line, highlight=False)
+        console.print(_printable(line), markup=False, highlight=False)
+
+
+def _printable(text: str) -> str:
+    """Without control characters, which a foreign head could send to the terminal."""
+    return "".join(character for character in text if character.isprintable())
 
 
 def depth_table(config: SOAPConfig) -> Table:

@@ -1,6 +1,7 @@
 """Loading and saving a head: the part of the wrapper that knows files and the Hub."""
 
 import copy
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from transformers.utils import logging
 
 from .backbones import bare_backbone, load_backbone
 from .configuration_soap import SOAPConfig
-from .errors import HeadError
+from .errors import HeadError, OutputError
 from .head_files import (
     BACKBONE_FOLDER,
     HUB_KWARGS,
@@ -25,10 +26,14 @@ from .head_files import (
     read_projections,
     relative_reference,
 )
-from .soap_statistics import SOAPStatistics
+from .soap_statistics import STORED_COMPONENTS, SOAPStatistics
 from .tensor_files import staging_folder
 
 logger = logging.get_logger(__name__)
+
+
+OWNED_FILES = ("statistics*.safetensors", PROCESSOR_FILE)
+"""Optional files of a head: those of an earlier head in the same folder must not be taken for a later one's."""
 
 
 class SavedHead(PreTrainedModel):
@@ -62,8 +67,8 @@ class SavedHead(PreTrainedModel):
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): folder or hub id of the head.
             config ([`SOAPConfig`], *optional*): read from the head if not given.
-            backbone (`PreTrainedModel` or `str`, *optional*): another copy of the backbone: a live model, hub id or
-                folder.
+            backbone (`PreTrainedModel` or `str`, *optional*): another copy of the backbone: a live model (which stays
+                in the mode it is in), hub id or folder.
             kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` and `subfolder` reach the
                 head; everything else (`dtype`, `device_map`, `attn_implementation`, `quantization_config`,
                 `trust_remote_code`, …) loads the backbone. Without `dtype` the backbone is loaded in the dtype that
@@ -89,11 +94,15 @@ class SavedHead(PreTrainedModel):
             reference, pin = source.backbone_reference(config) if backbone is None else (backbone, {})
             reach = {name: value for name, value in hub_kwargs.items() if name not in ("revision", "subfolder")}
             live = load_backbone(reference, **reach, **pin, **_backbone_kwargs(config, kwargs))
-            config.backbone_name_or_path = reference
+            if "subfolder" not in pin:  # else the backbone lies inside the head's repository, and is saved with it
+                config.backbone_name_or_path, config.backbone_revision = reference, pin.get("revision")
         check_same_architecture(config.backbone, live.config)
         model = cls(config, live, {layer: single.to(live.device) for layer, single in projections.items()})
         model._source = source
-        model.eval()
+        if isinstance(backbone, PreTrainedModel):  # stays in the mode it is in
+            model.training = live.training
+        else:
+            model.eval()
         complete: dict[str, Any] = {key: set() for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
         return (model, complete) if with_loading_info else model
 
@@ -122,24 +131,44 @@ class SavedHead(PreTrainedModel):
         """
         if not is_main_process:
             return
+        if kwargs.pop("push_to_hub", False):
+            raise OutputError("Saving does not push; save first, then call model.push_to_hub(…).")
+        target = Path(save_directory)
+        _refuse_other_model(target)
+        # a backbone that came from inside the head's repository has no other place
+        include_backbone = include_backbone or (self.config.backbone_name_or_path or "").startswith("./")
         if not include_backbone and _training_state(self.backbone) != self._backbone_state:
             logger.warning(
                 "The backbone's weights have changed since it was put under this head, and saving writes the head "
                 "alone: they will be lost. Pass include_backbone=True to keep them."
             )
-        target = Path(save_directory)
         loaded, image_processor = self._loaded_statistics(), self.image_processor  # may come from the Hub
-        with staging_folder(target) as staging:
+        with staging_folder(target, OWNED_FILES) as staging:
             with self._head_alone(target, include_backbone):
                 super().save_pretrained(staging, state_dict=state_dict, save_original_format=False, **kwargs)
             for layer, statistics in loaded.items():
-                statistics.save(staging / self._statistics_file(layer))
+                rank = self.config.ranks[self.config.layers.index(layer)]
+                statistics.save(staging / self._statistics_file(layer), num_components=max(rank, STORED_COMPONENTS))
             if image_processor is not None:
                 image_processor.save_pretrained(staging)
             if include_backbone:
                 self.backbone.save_pretrained(staging / BACKBONE_FOLDER)
                 if isinstance(self.config.backbone, PretrainedConfig):  # a ViTMAE's view says that nothing is masked
                     self.config.backbone.save_pretrained(staging / BACKBONE_FOLDER)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """As in transformers; the backbone must be on the Hub too.
+
+        Raises:
+            HeadError: the head refers to a local folder, which means nothing to others.
+        """
+        reference = self.config.backbone_name_or_path
+        if not reference or os.path.isdir(reference):
+            raise HeadError(
+                f"This head's backbone is local ({reference or 'in memory'}); set config.backbone_name_or_path to its "
+                "hub id, or save with include_backbone=True and upload the folder."
+            )
+        return super().push_to_hub(repo_id, **kwargs)
 
     @property
     def statistics(self) -> SOAPStatistics | dict[int, SOAPStatistics]:
@@ -206,6 +235,19 @@ def _backbone_kwargs(config: SOAPConfig, kwargs: dict[str, Any]) -> dict[str, An
     if config._attn_implementation is not None:
         chosen.setdefault("attn_implementation", config._attn_implementation)
     return {name: value for name, value in chosen.items() if value is not None}
+
+
+def _refuse_other_model(folder: Path) -> None:
+    """Refuses to write a head over a backbone, or over any other model."""
+    config = folder / "config.json"
+    try:
+        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type") if config.exists() else "soap"
+    except (ValueError, AttributeError):
+        model_type = None
+    if model_type != SOAPConfig.model_type:
+        raise OutputError(
+            f"{folder} holds another model ({model_type}), which a head would overwrite; choose another."
+        )
 
 
 def _training_state(backbone: nn.Module) -> tuple[int, ...]:

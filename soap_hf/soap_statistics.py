@@ -167,13 +167,17 @@ class SOAPStatistics:
             for rank, number in enumerate(order[:shown].tolist())
         ]
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes one safetensors file: scores and variances of all components, vectors and responses of the best 64.
+    def save(self, path: str | os.PathLike, *, num_components: int = STORED_COMPONENTS) -> None:
+        """Writes one safetensors file: scores and variances of all components, vectors and responses of the best.
+
+        Args:
+            path (`str` or `os.PathLike`): the file.
+            num_components (`int`, defaults to 64): how many vectors and responses are kept.
 
         Raises:
             OutputError: the file cannot be written.
         """
-        keep = torch.argsort(self.scores[self.component_indices], descending=True, stable=True)[:STORED_COMPONENTS]
+        keep = torch.argsort(self.scores[self.component_indices], descending=True, stable=True)[:num_components]
         tensors = {name: getattr(self, name) for name in _TENSORS}
         tensors["component_indices"] = self.component_indices[keep]
         for name in ("components", "real_response", "synthetic_response"):

@@ -82,10 +82,15 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def staging_folder(target: str | os.PathLike) -> Iterator[Path]:
-    """Yields an empty folder beside `target`; if the block succeeds, its content moves into `target`, file by file.
+def staging_folder(target: str | os.PathLike, owned: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Yields an empty folder beside `target`, whose content moves into `target` if the block succeeds.
 
-    A file of `target` that the block did not write stays as it is.
+    A new folder appears at once. In one that exists files are replaced one by one, and all put back if one fails.
+
+    Args:
+        target (`str` or `os.PathLike`): the folder to write.
+        owned (`tuple[str, ...]`): patterns of files that belong together with those written: any that `target` holds
+            and the block did not write is removed. Every other file of `target` stays as it is.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -94,17 +99,41 @@ def staging_folder(target: str | os.PathLike) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as name:
-            yield Path(name)
-            target.mkdir(exist_ok=True)
-            for written in sorted(Path(name).rglob("*")):
-                moved = target / written.relative_to(name)
-                if written.is_dir():
-                    moved.mkdir(exist_ok=True)
-                else:
+            new, old = Path(name, "new"), Path(name, "old")
+            new.mkdir()
+            yield new
+            for written in new.rglob("*"):
+                if written.is_file():
                     written.chmod(0o666 & ~_umask())  # safetensors writes for its owner alone
-                    written.replace(moved)
+            if target.exists():
+                _replace_files(new, target, old, owned)
+            else:
+                new.rename(target)
     except OSError as error:
         raise OutputError(f"Cannot write {target}: {error.strerror or error}; choose another folder.") from error
+
+
+def _replace_files(new: Path, target: Path, old: Path, owned: tuple[str, ...]) -> None:
+    """Moves files of `new` into `target`, and those that they replace into `old`; puts all back on an error."""
+    arriving = [path.relative_to(new) for path in sorted(new.rglob("*")) if path.is_file()]
+    stale = [path.relative_to(target) for pattern in owned for path in sorted(target.glob(pattern))]
+    done: list[tuple[Path, Path]] = []
+
+    def move(source: Path, destination: Path) -> None:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        source.replace(destination)
+        done.append((source, destination))
+
+    try:
+        for path in dict.fromkeys([*arriving, *stale]):
+            if (target / path).exists():
+                move(target / path, old / path)
+        for path in arriving:
+            move(new / path, target / path)
+    except OSError:
+        for source, destination in reversed(done):
+            destination.replace(source)
+        raise
 
 
 def _umask() -> int:

@@ -1,5 +1,6 @@
 """Passes over images: real and synthetic ones through the backbone, into the accumulators."""
 
+import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
 
@@ -9,7 +10,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from .call_convention import evaluation_mode
-from .data import BadImage, ImageSample
+from .data import SHUFFLE_BUFFER, BadImage, ImageSample
 from .errors import DataError, NonFiniteTokensError
 from .modeling_soap import SOAPModelWrapper
 from .preprocessing import ImagePreprocessor
@@ -96,16 +97,19 @@ class TokenPasses:
         return counts
 
     def _real(self, phase: str) -> Iterator[LayerTokens]:
-        known = {bad.name for bad in self.bad_images}
+        known, seen = {bad.name for bad in self.bad_images}, 0
         with self._bar(phase, self.sample.available) as bar:
             for number, (pixels, bad) in enumerate(
                 self.sample.batches(self.preprocess, self.batch_size, self.num_workers), start=1
             ):
                 self.bad_images += [image for image in bad if image.name not in known]
-                self._stop_if_too_many_bad(bar.n + len(bad))
+                count = len(bad) + (0 if pixels is None else len(pixels))
+                seen += count
+                self._stop_if_too_many_bad(seen, self.sample.available or max(seen, SHUFFLE_BUFFER))
                 if pixels is not None:
                     yield self._tokens(pixels, f"batch {number} of the {phase}")
-                bar.update(len(bad) + (0 if pixels is None else len(pixels)))
+                bar.update(count)
+        self._stop_if_too_many_bad(seen, seen)  # a stream may hold fewer images than were asked for
 
     def _synthetic(self, num: int, seed: int, isotropic: bool) -> Iterator[LayerTokens]:
         with self._bar("synthetic responses", num) as bar:
@@ -125,6 +129,8 @@ class TokenPasses:
         tokens = {}
         for layer, layout in self.model.layouts.items():
             tokens[layer] = layout.patches(layer_tokens(outputs, layer), (height, width))
+            if tokens[layer].device.type == "mps":  # which has no float64 for the statistics
+                tokens[layer] = tokens[layer].cpu()
             if not torch.isfinite(tokens[layer]).all():
                 raise NonFiniteTokensError(
                     f"The patch tokens of {where} hold NaN or Inf in {self.model.dtype}: "
@@ -132,8 +138,7 @@ class TokenPasses:
                 )
         return tokens
 
-    def _stop_if_too_many_bad(self, seen: int) -> None:
-        expected = seen if self.sample.available is None else self.sample.available
+    def _stop_if_too_many_bad(self, seen: int, expected: int) -> None:
         if len(self.bad_images) > max(1, int(self.max_bad_images * expected)):
             raise DataError(
                 f"Too many unreadable images ({len(self.bad_images)} among the first {seen}): "
@@ -147,5 +152,7 @@ class TokenPasses:
 def _default_workers(sample: ImageSample) -> int:
     # starting a process costs more than decoding a few images
     if sample.available is not None and sample.available < 200:
+        return 0
+    if multiprocessing.get_start_method() != "fork":  # others run an unguarded script again in each process
         return 0
     return min(4, max(1, (os.cpu_count() or 1) - 1))

@@ -136,7 +136,11 @@ def test_fit_info_and_score(run, mae_folder, photos, tmp_path):
 
 def test_quiet_says_nothing(run, vit_folder, data):
     enable_progress_bars()
-    assert run("score", vit_folder, data, "--num-images", 64, "--mu", 1, "--quiet") == (0, "", "")
+    options = ("--num-images", 64, "--mu", 1, "--quiet")
+    assert run("fit", vit_folder, data, "--output", "head", *options) == (0, "", "")
+    status, out, err = run("score", vit_folder, data, *options)
+    assert (status, err) == (0, "")
+    assert "std. error" in out, "a score without its table would say nothing at all"
     assert are_progress_bars_disabled(), "those of datasets, too"
 
 

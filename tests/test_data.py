@@ -117,11 +117,14 @@ def test_a_split_is_chosen(few, tmp_path):
     for dataset in (splits, tmp_path / "disk", tmp_path / "folder"):
         assert len(open_dataset(dataset, split="validation")) == 3
         assert len(open_dataset(dataset)) > 3, "train is the default"
-    assert len(open_dataset(tmp_path / "folder", split="train[:2]")) == 2
+    for dataset in (splits, tmp_path / "disk", tmp_path / "folder"):
+        assert len(open_dataset(dataset, split="train[:2]")) == 2
+    with pytest.raises(DataError, match="no slice"):
+        open_dataset(splits, split="train[two]")
     assert len(open_dataset(DatasetDict(only=few))) == NUM_IMAGES
 
 
-@pytest.mark.parametrize("split", ["test", "train[:2]"])
+@pytest.mark.parametrize("split", ["test", "tests[:2]"])
 def test_a_split_that_is_not_there_lists_those_that_are(split, few):
     with pytest.raises(DataError, match=r"no split '.+'; choose one of train, validation\."):
         open_dataset(DatasetDict(train=few, validation=few), split=split)
@@ -269,3 +272,27 @@ def test_reading_leaves_the_global_random_numbers_alone(few, preprocess):
     read(sample_of(few, 6, seed=1), preprocess, num_workers=2)
     read(sample_of(few.to_iterable_dataset(), 6, seed=1), preprocess)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_names_of_files_and_stray_files_do_not_matter(tmp_path):
+    """Every image of a folder counts, whatever it is called and whatever lies beside it."""
+    (folder := tmp_path / "my [photos]").mkdir()
+    for name in ("train_0", "test-1", "val", "image"):
+        noise_image(len(name)).save(folder / f"{name}.png")
+    (folder / "metadata.csv").write_text("a,b\n1,2\n")
+    assert len(open_dataset(folder)) == 4
+
+
+def test_a_stream_that_is_mostly_broken_is_refused_at_its_end(vit, processor, tmp_path):
+    from soap_hf import fit_soap
+
+    rows = [noise_image(seed) for seed in range(10)]
+    good = Dataset.from_dict({"image": rows}).cast_column("image", ImageFeature(decode=False))
+    bad = [{"bytes": b"broken", "path": f"{row}.png"} for row in range(10)]
+    stream = Dataset.from_dict({"image": [*good["image"], *bad]}).to_iterable_dataset()
+    for progress in (False, True):
+        with pytest.raises(DataError, match="Too many unreadable"):
+            fit_soap(vit, stream, image_processor=processor, num_images=1000, progress=progress)
+    some = Dataset.from_dict({"image": [*good["image"], bad[0]]}).to_iterable_dataset()
+    model = fit_soap(vit, some, image_processor=processor, num_images=None, max_bad_images=0.1, progress=False)
+    assert model.config.fit["num_bad_images"] == 1

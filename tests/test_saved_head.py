@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from transformers import (
 )
 
 from soap_hf import SOAPConfig, SOAPModelWrapper, SOAPProjection, SOAPStatistics, fit_soap
-from soap_hf.errors import BackboneError, HeadError, OutputError
+from soap_hf.errors import BackboneError, DataError, HeadError, OutputError
 from tests.conftest import noise_image, random_projection
 
 HEAD_FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "statistics.safetensors"}
@@ -282,7 +283,7 @@ def test_saving_onto_a_file_is_refused_and_leaves_it(fitted, tmp_path):
 def test_a_failing_save_leaves_the_old_head_whole(head, fitted, pixels, monkeypatch):
     before = {path.name: path.read_bytes() for path in head.iterdir()}
 
-    def fail(*arguments):
+    def fail(*arguments, **options):
         raise OSError("no space left on device")
 
     monkeypatch.setattr(SOAPStatistics, "save", fail)
@@ -347,3 +348,95 @@ def test_a_head_made_in_inference_mode_saves(vit, projection, tmp_path):
         made = ViTModel(vit.config)
         SOAPModelWrapper.from_backbone(made, projection).save_pretrained(tmp_path)
     assert (tmp_path / "model.safetensors").exists()
+
+
+def test_a_head_never_overwrites_a_backbone(backbone_folder, fitted):
+    before = (backbone_folder / "model.safetensors").read_bytes()
+    with pytest.raises(OutputError, match="holds another model"):
+        fitted.save_pretrained(backbone_folder)
+    assert (backbone_folder / "model.safetensors").read_bytes() == before
+
+
+def test_a_head_is_no_backbone(head, fitted, images):
+    for candidate in (str(head), fitted):
+        with pytest.raises(BackboneError, match="is a SOAP head"):
+            fit_soap(candidate, images, progress=False)
+
+
+def test_statistics_of_an_earlier_head_are_not_taken_for_a_later_ones(head, vit, backbone_folder):
+    (head / "notes.md").write_text("mine")
+    later = SOAPModelWrapper.from_backbone(vit, random_projection(32), name_or_path=str(backbone_folder))
+    later.save_pretrained(head)
+    with pytest.raises(HeadError, match="without statistics"):
+        AutoModel.from_pretrained(head).reweight()
+    assert (head / "notes.md").read_text() == "mine"
+
+
+def test_a_failing_replacement_puts_the_old_head_back(head, fitted, monkeypatch):
+    before = {path.name: path.read_bytes() for path in head.iterdir()}
+    replace = Path.replace
+    fitted.reweight(mu=1)
+    names = []
+    for number in range(1, 12):
+        monkeypatch.setattr(Path, "replace", failing_at(replace, number))
+        try:
+            fitted.save_pretrained(head)
+        except OutputError:
+            names.append(number)
+            assert {path.name: path.read_bytes() for path in head.iterdir()} == before
+        else:
+            break
+    assert len(names) >= 6
+
+
+def failing_at(replace, number):
+    """A `Path.replace` that fails at one of its calls."""
+    calls = []
+
+    def fail(self, target):
+        calls.append(self)
+        if len(calls) == number:
+            raise OSError("no space left on device")
+        return replace(self, target)
+
+    return fail
+
+
+def test_a_relative_backbone_folder_is_remembered_by_its_whole_path(backbone_folder, images, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    model = fit_soap("vit", images, num_images=16, progress=False)
+    assert model.config.backbone_name_or_path == str(backbone_folder)
+
+
+def test_a_live_backbone_stays_in_the_mode_it_is_in(vit, head, images, processor):
+    vit.train()
+    vit.layers[0].eval()
+    model = fit_soap(vit, images, image_processor=processor, num_images=16, progress=False)
+    SOAPModelWrapper.from_pretrained(head, backbone=vit)
+    assert vit.training
+    assert model.training
+    assert not vit.layers[0].training
+
+
+def test_more_than_64_removed_components_can_be_reweighted(images, processor, tmp_path):
+    wide = ViTModel(ViTConfig(hidden_size=80, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8))
+    wide.save_pretrained(tmp_path / "wide")
+    model = fit_soap(tmp_path / "wide", images, mu=70, num_images=40, image_processor=processor, progress=False)
+    model.save_pretrained(tmp_path / "head")
+    assert AutoModel.from_pretrained(tmp_path / "head").reweight(70).config.ranks == model.config.ranks
+
+
+def test_a_head_on_a_local_backbone_is_not_pushed(fitted):
+    with pytest.raises(HeadError, match="backbone is local"):
+        fitted.push_to_hub("me/head")
+
+
+def test_a_broken_image_processor_is_not_replaced_silently(backbone_folder, images):
+    (backbone_folder / "preprocessor_config.json").write_text("{broken")
+    with pytest.raises(DataError, match=r"image processor .* cannot be read"):
+        fit_soap(backbone_folder, images, progress=False)
+
+
+def test_a_backbone_that_prefers_tuples_is_asked_for_names(vit, projection, pixels):
+    vit.config.return_dict = False
+    assert SOAPModelWrapper.from_backbone(vit, projection)(pixels).last_hidden_state.shape == (2, 17, 32)
