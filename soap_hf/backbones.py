@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
+from transformers.backbone_utils import BackboneMixin
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import logging
 
@@ -80,6 +81,11 @@ def bare_backbone(model: nn.Module) -> PreTrainedModel:
     _refuse_head(model.config, type(model).__name__)
     if _tower_config(model.config) is not None:
         return _find_tower(model)[1]
+    if isinstance(model, BackboneMixin) and not _is_automodel(model):
+        raise BackboneError(
+            f"{type(model).__name__} gives feature maps of its own; pass the model that AutoModel gives for "
+            f"{model.config.model_type} instead."
+        )
     # not every base model is one that AutoModel knows: DINOv3's is an encoder without embeddings
     is_task_model = not _is_automodel(model) and _is_automodel(model.base_model)
     backbone = model.base_model if is_task_model else model
@@ -133,7 +139,7 @@ def _is_pooler(key: str) -> bool:
 
 def _tower_config(config: PretrainedConfig) -> PretrainedConfig | None:
     """The configuration of a composite model's vision tower; `None` for a plain vision model."""
-    found = (getattr(config, name, None) for name in ("vision_config", "image_config"))
+    found = (getattr(config, name, None) for name in ("vision_config", "image_config", "encoder"))
     return next((single for single in found if isinstance(single, PretrainedConfig)), None)
 
 
@@ -143,7 +149,9 @@ def _find_tower(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:
     Raises:
         BackboneError: there is none that takes images.
     """
-    tower = getattr(model, "image_model", None) or model.get_encoder(modality="image")
+    own = ("image_model", "image_encoder", "encoder")
+    named = (getattr(model, name) for name in own if isinstance(getattr(model, name, None), PreTrainedModel))
+    tower = next(named, None) or model.get_encoder(modality="image")
     path = next((name for name, module in model.named_modules() if module is tower), "")
     if tower is model or not isinstance(tower, PreTrainedModel):
         raise BackboneError(

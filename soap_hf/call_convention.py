@@ -1,6 +1,7 @@
 """Calling a backbone so that every patch comes out, in raster order, at any size it can take."""
 
 import copy
+import functools
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from transformers.configuration_utils import PretrainedConfig
 from .errors import BackboneError
 
 PIXEL_ARGUMENTS = ("pixel_values", "pixel_values_videos")
+_BESIDE_PIXELS = {"input_ids", "decoder_input_ids", "decoder_inputs_embeds"}
 _PACKED_ARGUMENTS = {"pixel_attention_mask", "spatial_shapes"}
 
 
@@ -31,11 +33,11 @@ def native_image_size(config: PretrainedConfig) -> tuple[int, int] | None:
 
 
 def takes_pixels(model: Any) -> bool:
-    """Whether a model's forward has an argument for pixels, and none for text."""
+    """Whether a model's forward has an argument for pixels, and none for text or queries."""
     arguments = inspect.signature(model.forward).parameters
     if any(argument.kind == argument.VAR_POSITIONAL for argument in arguments.values()):  # it does not tell
         return model.main_input_name in PIXEL_ARGUMENTS
-    return "input_ids" not in arguments and any(name in arguments for name in PIXEL_ARGUMENTS)
+    return not _BESIDE_PIXELS & set(arguments) and any(name in arguments for name in PIXEL_ARGUMENTS)
 
 
 def unmasked(backbone: PreTrainedModel) -> PreTrainedModel:
@@ -58,6 +60,9 @@ def unmasked(backbone: PreTrainedModel) -> PreTrainedModel:
 def _shallow_copy(module: Any) -> Any:
     clone = copy.copy(module)
     clone._modules = dict(module._modules)
+    if hasattr(module, "_hf_hook"):  # accelerate has bound the original's forward to it
+        clone._old_forward = module._old_forward.__func__.__get__(clone)
+        clone.forward = functools.update_wrapper(functools.partial(module.forward.func, clone), module.forward)
     return clone
 
 
@@ -161,13 +166,20 @@ def _pack(pixels: Tensor, patch: int) -> tuple[Tensor, dict[str, Tensor]]:
     return patches, {"pixel_attention_mask": mask, "spatial_shapes": shapes}
 
 
+_SHRINKS = "set_shift_and_window_size"
+
+
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Runs a block with the model in evaluation mode, then puts every module back as it was."""
     training = [(module, module.training) for module in model.modules()]
+    # Swin shrinks its windows for good when an image is smaller than one
+    windows = [(part, part.window_size, part.shift_size) for part in model.modules() if hasattr(part, _SHRINKS)]
     model.eval()
     try:
         yield
     finally:
         for module, mode in training:
             module.training = mode
+        for part, window_size, shift_size in windows:
+            part.window_size, part.shift_size = window_size, shift_size

@@ -121,8 +121,9 @@ def fit_soap(
         raise DataError("A fit needs at least 2 real and 2 synthetic images; raise num_images or num_synthetic.")
     if batch_size < 1 or not 0 <= seed < 2**63:
         raise DataError(f"batch_size must be at least 1 and seed from 0 to 2**63 - 1, not {batch_size} and {seed}.")
-    if isinstance(layer, Sequence) and not len(layer):
-        raise DataError("layer must name at least one layer.")
+    asked = [layer] if isinstance(layer, int) else layer
+    if layer != "all" and not (len(asked) and all(isinstance(one, int) and one >= -1 for one in asked)):
+        raise LayoutError(f'layer must be -1, the number of a hidden state, a list of those, or "all", not {layer!r}.')
     if max(as_size(image_size) or (0,)) > MAX_IMAGE_SIDE:
         raise DataError(f"image_size={image_size} is beyond {MAX_IMAGE_SIDE} pixels a side; choose a smaller one.")
     live, name, pin = _find_backbone(backbone, dtype, device, revision, token, trust_remote_code)
@@ -193,7 +194,7 @@ def _all_layers(live: PreTrainedModel, size: tuple[int, int]) -> list[int]:
         try:
             PatchLayout.from_probe(probe, layer)
             found.append(layer)
-        except LayoutError as error:
+        except (LayoutError, BackboneError) as error:
             logger.warning(f"Layer {layer} is left out: {error}")
     return found
 

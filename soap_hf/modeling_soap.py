@@ -263,6 +263,14 @@ class SOAPModelWrapper(SavedHead):
         self.config.components = [self._statistics[layer].table(mu, tau, threshold) for layer in self.config.layers]
         return self
 
+    def set_attn_implementation(self, attn_implementation: Any, **kwargs: Any) -> None:
+        """As in transformers, and for the parts of a ViTMAE too, which keep the config they were made with."""
+        super().set_attn_implementation(attn_implementation, **kwargs)
+        for module in self.backbone.modules():
+            config = getattr(module, "config", None)
+            if config is not None and config is not self.backbone.config:
+                config._attn_implementation = self.backbone.config._attn_implementation
+
     def get_input_embeddings(self) -> nn.Module:
         """The backbone's own."""
         return self.backbone.get_input_embeddings()

@@ -1,4 +1,4 @@
-"""A head as a transformers backbone: clean feature maps for dense heads (UperNet, DPT, Mask2Former, …)."""
+"""A head as a transformers backbone: clean feature maps for dense heads (UperNet, Mask2Former, MaskFormer, …)."""
 
 from collections.abc import Mapping
 from typing import Any

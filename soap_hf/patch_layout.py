@@ -27,6 +27,9 @@ from .layout_evidence import (
 )
 from .probing import Probe, probe_size
 
+SPOTS_NEEDED = 2
+"""Spots of a probe that must move their own patch: one alone may lie on the diagonal of a transposed grid."""
+
 
 @dataclass(frozen=True)
 class PatchLayout:
@@ -127,19 +130,23 @@ class PatchLayout:
 
     @classmethod
     def _from_moves(cls, probe: Probe, layer: int, order: Order, num_tokens: int, frames: int) -> "PatchLayout | None":
-        """The only layout under which each spot moves its own patch, with the config's patch size or another."""
-        moves, said = probe.moves(layer), said_strides(probe.model.config)
+        """The only layout under which each spot moves its own patch: of the config's patch size, else of another."""
+        moves = probe.moves(layer)
         if not is_clear(moves):
             return None
-        found = []
-        for stride in sorted({*said, *possible_strides(num_tokens, frames, probe.size)}):
-            grid = frames, probe.size[0] // stride, probe.size[1] // stride
-            num_patches = grid[0] * grid[1] * grid[2]
-            for prefix in shown_prefixes(moves, probe.spots, order, grid, stride, probe.num_frames or 1):
-                suffix = num_tokens - prefix - num_patches
-                if prefix >= 0 and suffix >= 0 and num_patches > 1:
-                    found.append(cls(order=order, prefix=prefix, suffix=suffix, stride=stride))
-        return found[0] if len(found) == 1 else None
+        said = said_strides(probe.model.config)
+        for strides in (said, possible_strides(num_tokens, frames, probe.size)):
+            found = []
+            for stride in strides:
+                grid = frames, probe.size[0] // stride, probe.size[1] // stride
+                num_patches = grid[0] * grid[1] * grid[2]
+                for prefix in shown_prefixes(moves, probe.spots, order, grid, stride, probe.num_frames or 1):
+                    suffix = num_tokens - prefix - num_patches
+                    if prefix >= 0 and suffix >= 0 and num_patches > 1:
+                        found.append(cls(order=order, prefix=prefix, suffix=suffix, stride=stride))
+            if len(found) == 1:
+                return found[0]
+        return None
 
     def _confirm(self, probe: Probe, layer: int, num_patches: int) -> None:
         """Refuses the layout if the tokens that move are clearly not those that it says.
@@ -150,9 +157,10 @@ class PatchLayout:
         moves, stride, num_frames = probe.moves(layer), self.stride or 1, probe.num_frames or 1
         *frames, rows, columns = self.grid(probe.size, num_patches)
         grid = (frames[0] if frames else 1, rows, columns)
-        if not is_clear(moves):
+        if spots_seen(moves, probe.spots, self.order, grid, stride, num_frames, self.prefix) >= SPOTS_NEEDED:
             return
-        if spots_seen(moves, probe.spots, self.order, grid, stride, num_frames, self.prefix):
+        # moves that are not clear refute nothing, but a stride that nobody named needs their support
+        if not is_clear(moves) and stride in said_strides(probe.model.config):
             return
         shown = shown_prefixes(moves, probe.spots, self.order, grid, stride, num_frames)
         hint = f"with {min(shown)} tokens before the patches" if shown else "in no raster order"
@@ -263,7 +271,14 @@ class PatchLayout:
 
 
 def as_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """`(height, width)` from an int or a pair; `None` stays `None`."""
+    """`(height, width)` from an int or a pair; `None` stays `None`.
+
+    Raises:
+        LayoutError: anything else, or not positive.
+    """
     if image_size is None:
         return None
-    return (image_size, image_size) if isinstance(image_size, int) else (int(image_size[0]), int(image_size[1]))
+    sides = (image_size, image_size) if isinstance(image_size, (int, float)) else tuple(image_size)
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise LayoutError(f"image_size must be a positive whole number or a pair (height, width), not {image_size!r}.")
+    return sides

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .call_convention import CallConvention, evaluation_mode, native_image_size, unmasked
-from .errors import BackboneError, first_sentence
+from .errors import BackboneError, NonFiniteTokensError, first_sentence
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Probe:
                 self.outputs = backbone(
                     **convention.complete(pixels, {"output_hidden_states": True} if hidden_states else {})
                 )
-            except (ValueError, RuntimeError, IndexError, TypeError) as error:
+            except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, AssertionError) as error:
                 raise BackboneError(
                     f"{type(model).__name__} cannot take images of {size[0]} x {size[1]} pixels "
-                    f"({first_sentence(error)}); choose another image_size."
+                    f"({first_sentence(error)}); choose another image_size or backbone."
                 ) from error
 
     @property
@@ -83,7 +83,18 @@ class Probe:
                 f"{type(self.model).__name__} returns {what} as layer {layer}, which holds no patch tokens: SOAP "
                 "needs a token for each patch, not pooled features."
             )
-        if len(tokens) == self.num_images and not torch.allclose(tokens[0], tokens[1], rtol=1e-3, atol=1e-3):
+        if len(tokens) not in (1, self.num_images):
+            raise BackboneError(
+                f"Layer {layer} of {type(self.model).__name__} has {len(tokens)} rows for {self.num_images} images or "
+                "clips, so its tokens cannot be laid out; choose another layer."
+            )
+        if not torch.isfinite(tokens).all():
+            raise NonFiniteTokensError(
+                f"{type(self.model).__name__} answers with NaN or Inf in {tokens.dtype}: check its weights, or load "
+                "it with dtype='float32'."
+            )
+        tolerance = max(1e-3, 16 * torch.finfo(tokens.dtype).eps) * max(1.0, float(tokens[0].abs().max()))
+        if len(tokens) == self.num_images and (tokens[0] - tokens[1]).abs().max() > tolerance:
             raise BackboneError(
                 f"{type(self.model).__name__} answers differently to the same image: it masks its input or drops "
                 "patches at random; switch that off in its config."
@@ -111,7 +122,8 @@ class Probe:
 
 def _spot_size(config: Any, size: tuple[int, int]) -> int:
     """One patch, if the config names its size, else an eighth of the image."""
-    return min(min(whole_numbers(getattr(config, "patch_size", None)), default=size[0]), max(1, min(size) // 8))
+    patch = min(whole_numbers(getattr(config, "patch_size", None)), default=max(1, min(size) // 8))
+    return min(patch, *size)
 
 
 def _spots(size: tuple[int, int], side: int, last_frame: int) -> tuple[Spot, ...]:

@@ -1,16 +1,18 @@
 """Every vision type of transformers takes a head: patches found, nothing else touched, loaded as it was saved."""
 
+import contextlib
 import subprocess
 import sys
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from soap_hf import PatchLayout, SOAPModelWrapper
 from soap_hf.backbones import bare_backbone, load_backbone
-from soap_hf.errors import BackboneError, LayoutError
+from soap_hf.errors import BackboneError, LayoutError, NonFiniteTokensError
 from soap_hf.probing import layer_tokens
 from tests import matrix
 from tests.conftest import random_projection
@@ -246,8 +248,103 @@ def test_random_masking_and_packed_inputs_are_refused(vit):
     ],
 )
 def test_what_takes_no_images_is_refused(config_class, options, message):
-    import transformers
-
     model = AutoModel.from_config(getattr(transformers, config_class)(**options))
     with pytest.raises(BackboneError, match=message):
         SOAPModelWrapper.from_backbone(model, None)
+
+
+def test_a_transposed_grid_is_refused_at_any_size(vit):
+    """Also where a single spot of the probe lies on the diagonal."""
+
+    def transpose(module, inputs, outputs):
+        tokens = outputs.last_hidden_state
+        side = round((tokens.shape[1] - 1) ** 0.5)
+        patches = tokens[:, 1:].unflatten(1, (side, side)).transpose(1, 2).flatten(1, 2)
+        return outputs.__class__(last_hidden_state=torch.cat((tokens[:, :1], patches), dim=1))
+
+    vit.register_forward_hook(transpose)
+    for side in (2, 3, 4, 5, 7):
+        with pytest.raises(LayoutError, match="no raster order"):
+            PatchLayout.detect(vit, image_size=8 * side)
+
+
+def test_massive_activations_of_a_cls_token_do_not_hide_the_patches(vit):
+    def amplify(module, inputs, outputs):
+        scale = torch.ones(17, 1)
+        scale[0] = 1000
+        return outputs.__class__(last_hidden_state=outputs.last_hidden_state * scale)
+
+    vit.register_forward_hook(amplify)
+    assert PatchLayout.detect(vit) == PatchLayout(prefix=1, stride=8)
+
+
+def test_an_image_smaller_than_a_window_leaves_swin_as_it_was():
+    swin = AutoModel.from_config(
+        transformers.SwinConfig(
+            image_size=64, patch_size=4, embed_dim=8, depths=[2, 2], num_heads=[1, 2], window_size=4
+        )
+    ).eval()
+    pixels = torch.randn(1, 3, 64, 64)
+    before = swin(pixels).last_hidden_state
+    with contextlib.suppress(BackboneError, LayoutError):
+        PatchLayout.detect(swin, image_size=16)
+    assert torch.equal(swin(pixels).last_hidden_state, before)
+
+
+def test_a_split_vit_mae_still_gives_every_patch(tmp_path):
+    """accelerate binds the forward of each part to it; a view of the model must not lose its own."""
+    wrapper = wrapped("vit_mae")
+    TINY_BACKBONES["vit_mae"].build().save_pretrained(tmp_path / "backbone")
+    wrapper.config.backbone_name_or_path = str(tmp_path / "backbone")
+    wrapper.save_pretrained(tmp_path / "head")
+    places = {"embeddings": "cpu", "layers": "disk", "layernorm": "cpu"}
+    split = AutoModel.from_pretrained(tmp_path / "head", device_map=places, offload_folder=tmp_path / "offload")
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(split(pixels).last_hidden_state, wrapper(pixels).last_hidden_state)
+
+
+def test_attention_can_be_chosen_after_loading(vit):
+    for wrapper in (wrapped("vit_mae"), SOAPModelWrapper.from_backbone(vit, None)):
+        wrapper.set_attn_implementation("eager")
+        outputs = wrapper(torch.randn(1, 3, 32, 32), output_attentions=True)
+        assert [attention.shape[-1] for attention in outputs.attentions] == [17, 17]
+
+
+def test_backbone_classes_and_detectors_are_refused():
+    maps = transformers.Dinov2Backbone(TINY_BACKBONES["dinov2"].build().config)
+    with pytest.raises(BackboneError, match="feature maps of its own"):
+        SOAPModelWrapper.from_backbone(maps, None)
+    resnet = TINY_BACKBONES["resnet"].build().config
+    detector = transformers.DetrModel(
+        transformers.DetrConfig(
+            backbone_config=resnet, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+            decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16,
+        )
+    )  # fmt: skip
+    with pytest.raises(BackboneError, match="not a vision backbone"):
+        SOAPModelWrapper.from_backbone(detector, None)
+
+
+def test_the_encoder_of_an_encoder_decoder_is_taken(tmp_path):
+    encoder = TINY_BACKBONES["swin"].build()
+    decoder = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(n_embd=32, n_layer=1, n_head=2, vocab_size=32, add_cross_attention=True)
+    )
+    model = transformers.VisionEncoderDecoderModel(encoder=encoder, decoder=decoder)
+    model.save_pretrained(tmp_path)
+    assert bare_backbone(model) is encoder
+    loaded = load_backbone(str(tmp_path))
+    assert all(torch.equal(tensor, loaded.state_dict()[key]) for key, tensor in encoder.state_dict().items())
+
+
+def test_weights_with_nan_are_not_taken_for_masking(vit):
+    torch.nn.init.constant_(vit.layernorm.weight, torch.nan)
+    with pytest.raises(NonFiniteTokensError, match=r"NaN or Inf in torch\.float32"):
+        PatchLayout.detect(vit)
+
+
+@pytest.mark.parametrize("size", [0, (3, 4, 5), (-3, 4), "32", 2.5])
+def test_impossible_sizes_are_refused(vit, size):
+    with pytest.raises(LayoutError, match="image_size must be"):
+        PatchLayout.detect(vit, image_size=size)

@@ -256,11 +256,11 @@ def test_too_many_unreadable_images_stop_the_run_and_are_named(refused, vit_fold
         assert all(name in error for name in names)
 
 
-def test_tokens_with_nan_stop_the_run_and_name_the_batch(refused, vit, vit_folder, data):
+def test_tokens_with_nan_stop_the_run_before_it_starts(refused, vit, vit_folder, data):
     vit.layernorm.weight.data.fill_(1e5)  # overflows in float16
     vit.save_pretrained(vit_folder)
     error = refused("score", vit_folder, data, "--dtype", "float16", "--num-images", 8, "--quiet")
-    assert "batch 1 of the components hold NaN or Inf in torch.float16: try dtype=float32" in error
+    assert "answers with NaN or Inf in torch.float16: check its weights, or load it with dtype='float32'" in error
 
 
 def test_debug_raises_instead(run, monkeypatch):
