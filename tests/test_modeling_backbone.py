@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from transformers import AutoBackbone, AutoModel, UperNetConfig, UperNetForSemanticSegmentation
+from transformers import (
+    AutoBackbone,
+    AutoModel,
+    Mask2FormerConfig,
+    Mask2FormerModel,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
 
 from soap_hf import PatchLayout, SOAPBackbone, SOAPModelWrapper
 from tests.conftest import random_projection
@@ -98,3 +105,21 @@ def test_a_dense_head_trains_on_clean_maps_and_survives_saving(head, tmp_path):
     saved = again.state_dict()
     assert all(torch.equal(tensor, saved[name]) for name, tensor in model.state_dict().items())
     torch.testing.assert_close(again(pixels).logits, model(pixels).logits)
+
+
+def test_mask2former_runs_on_clean_maps_and_comes_back(vit, tmp_path):
+    heads = {layer: random_projection(32) for layer in (0, 1, 2, -1)}
+    backbone = SOAPBackbone.from_backbone(vit, heads)
+    config = Mask2FormerConfig(
+        backbone_config=backbone.config, feature_size=32, mask_feature_size=32, hidden_dim=32, num_queries=4,
+        encoder_feedforward_dim=32, encoder_layers=1, decoder_layers=2, num_attention_heads=2, dim_feedforward=32,
+    )  # fmt: skip
+    model = Mask2FormerModel(config).eval()
+    model.pixel_level_module.encoder = backbone
+    pixels = torch.randn(1, 3, 32, 48)
+    outputs = model(pixels, output_hidden_states=True)
+    clean = backbone(pixels).feature_maps[-1]
+    assert torch.equal(outputs.encoder_last_hidden_state, clean)
+    model.save_pretrained(tmp_path)
+    again = Mask2FormerModel.from_pretrained(tmp_path)
+    assert torch.equal(again(pixels, output_hidden_states=True).encoder_last_hidden_state, clean)
