@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-all quality style bench clean
+.PHONY: demo test test-slow test-all quality style bench clean
 
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
@@ -12,8 +12,10 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-all: $(READY)
-	$(BIN)/python -m pytest -n 2
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+test-all: test test-slow
 
 quality: $(READY)
 	$(BIN)/ruff check .
