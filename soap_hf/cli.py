@@ -186,8 +186,10 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise OutputError(f"{output} is a file; choose a folder.")
     if output.exists() and any(output.iterdir()) and not overwrite:
         raise OutputError(f"{output} is not empty; choose another folder or pass --overwrite.")
+    from .saved_head import refuse_other_model
     from .tensor_files import staging_folder
 
+    refuse_other_model(output)
     is_new = not output.exists()
     with staging_folder(output):
         pass

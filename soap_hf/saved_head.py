@@ -134,7 +134,7 @@ class SavedHead(PreTrainedModel):
         if kwargs.pop("push_to_hub", False):
             raise OutputError("Saving does not push; save first, then call model.push_to_hub(…).")
         target = Path(save_directory)
-        _refuse_other_model(target)
+        refuse_other_model(target)
         # a backbone that came from inside the head's repository has no other place
         include_backbone = include_backbone or (self.config.backbone_name_or_path or "").startswith("./")
         if not include_backbone and _training_state(self.backbone) != self._backbone_state:
@@ -237,7 +237,7 @@ def _backbone_kwargs(config: SOAPConfig, kwargs: dict[str, Any]) -> dict[str, An
     return {name: value for name, value in chosen.items() if value is not None}
 
 
-def _refuse_other_model(folder: Path) -> None:
+def refuse_other_model(folder: Path) -> None:
     """Refuses to write a head over a backbone, or over any other model."""
     config = folder / "config.json"
     try:

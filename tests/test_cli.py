@@ -301,3 +301,9 @@ def test_a_failing_save_leaves_the_old_head_and_nothing_else(run, vit_folder, da
     assert re.fullmatch(rb"Error: .+\n", error), error
     assert sorted(tmp_path.iterdir()) == before
     assert {path.name: path.read_bytes() for path in (tmp_path / "head").iterdir()} == old
+
+
+def test_a_backbones_folder_is_never_taken_for_the_head(refused, vit_folder, data):
+    before = (vit_folder / "model.safetensors").read_bytes()
+    assert "holds another model (vit)" in refused("fit", vit_folder, data, "--output", vit_folder, "--overwrite")
+    assert (vit_folder / "model.safetensors").read_bytes() == before
