@@ -1,0 +1,93 @@
+"""Arguments and options that commands share."""
+
+import math
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter, Signature, signature
+from typing import Annotated, Any, Optional
+
+import typer
+
+
+def _parse_image_size(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"{text!r} is no image size; give 224 or HEIGHTxWIDTH, e.g. 224x448.")
+    return int(parts[0]), int(parts[-1])
+
+
+def _parse_mu(text: str) -> float | str:
+    if text == "auto":
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise typer.BadParameter(f'{text!r} is neither a number nor "auto".')
+    return number
+
+
+Backbone = Annotated[str, typer.Argument(metavar="BACKBONE", help="Hub id or folder of the backbone.")]
+DatasetName = Annotated[str, typer.Argument(metavar="DATASET", help="Hub id, folder of images, or parquet file.")]
+Head = Annotated[str, typer.Argument(metavar="HEAD", help="Folder or hub id of a head.")]
+Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit on the Hub.")]
+Token = Annotated[
+    Optional[str], typer.Option(envvar="HF_TOKEN", show_envvar=False, help="Hub token; default: HF_TOKEN.")
+]
+
+
+def _fit_options(
+    image_column: Annotated[str, typer.Option(help="Column that holds the images.")] = "image",
+    split: Annotated[Optional[str], typer.Option(help="Split; default: the only one, else train.")] = None,
+    config_name: Annotated[Optional[str], typer.Option(help="Configuration of a hub data set.")] = None,
+    streaming: Annotated[bool, typer.Option("--streaming", help="Do not download the whole data set first.")] = False,
+    num_images: Annotated[int, typer.Option(min=2, help="Size of the random sample of real images.")] = 1000,
+    num_synthetic: Annotated[Optional[int], typer.Option(min=2, help="Default: as many as real images.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 32,
+    image_size: Annotated[
+        Any,
+        typer.Option(parser=_parse_image_size, metavar="SIZE|HxW", help="Input size; default: the image processor's."),
+    ] = None,
+    layer: Annotated[
+        Optional[list[int]],
+        typer.Option(min=-1, help="-1: last_hidden_state (default); i: hidden_states\\[i]. May be repeated."),
+    ] = None,
+    mu: Annotated[Any, typer.Option(parser=_parse_mu, metavar="NUMBER|auto", help="Components to remove.")] = "auto",
+    tau: Annotated[float, typer.Option(help="Softness of the cut.")] = 0.05,
+    threshold: Annotated[float, typer.Option(help="Score above which auto removes a component.")] = 0.75,
+    isotropic: Annotated[
+        bool, typer.Option("--isotropic", help="Synthetic gradients without a preferred direction.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the sample and of the synthetic images.")] = 0,
+    dtype: Annotated[Optional[str], typer.Option(help="Dtype of the backbone, e.g. bfloat16.")] = None,
+    device: Annotated[Optional[str], typer.Option(help="Default: the accelerator if there is one.")] = None,
+    revision: Revision = None,
+    token: Token = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the backbone.")
+    ] = False,
+    num_workers: Annotated[Optional[int], typer.Option(min=0, help="Processes that decode images.")] = None,
+    max_bad_images: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of unreadable images that are skipped.")
+    ] = 0.01,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No bars, and of a fit no table.")] = False,
+) -> None:
+    """Never called: its parameters are the options that every command that fits shares."""
+
+
+def with_fit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command that takes `**options` the parameters of `_fit_options`."""
+    own = [
+        parameter for parameter in signature(command).parameters.values() if parameter.kind != Parameter.VAR_KEYWORD
+    ]
+    shared = list(signature(_fit_options).parameters.values())
+    required_first = sorted(own + shared, key=lambda parameter: parameter.default is not Parameter.empty)
+
+    @wraps(command)
+    def with_options(**arguments: Any) -> None:
+        command(**arguments)
+
+    with_options.__signature__ = Signature(required_first)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in required_first}
+    return with_options
