@@ -48,9 +48,9 @@ def load_backbone(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(name_or_path, **reach)
         _refuse_head(config, name_or_path)
-        tower_config = _tower_config(config)
-        if tower_config is not None and type(tower_config) in MODEL_MAPPING:
-            tower, missing = _load(name_or_path, AutoModel, config=tower_config, **kwargs)
+        inner = tower_config(config)
+        if inner is not None and type(inner) in MODEL_MAPPING:
+            tower, missing = _load(name_or_path, AutoModel, config=inner, **kwargs)
             if not [key for key in missing if not _is_pooler(key)]:
                 return _finish(tower, missing, name_or_path)
         backbone, missing = _load(name_or_path, _model_class(config), **kwargs)
@@ -61,7 +61,7 @@ def load_backbone(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
             f"Backbone {name_or_path!r} cannot be loaded ({first_sentence(error)}); give the hub id or the folder of "
             "a transformers vision model."
         ) from error
-    if tower_config is not None:
+    if inner is not None:
         path, tower = _find_tower(backbone)
         missing = [key.removeprefix(f"{path}.") for key in missing if key.startswith(f"{path}.")]
         return _finish(tower, missing, name_or_path)
@@ -79,7 +79,7 @@ def bare_backbone(model: nn.Module) -> PreTrainedModel:
             f"A backbone must be a transformers model, a hub id or a folder, not {type(model).__name__}."
         )
     _refuse_head(model.config, type(model).__name__)
-    if _tower_config(model.config) is not None:
+    if tower_config(model.config) is not None:
         return _find_tower(model)[1]
     if isinstance(model, BackboneMixin) and not _is_automodel(model):
         raise BackboneError(
@@ -137,7 +137,7 @@ def _is_pooler(key: str) -> bool:
     return key.startswith("pooler.")
 
 
-def _tower_config(config: PretrainedConfig) -> PretrainedConfig | None:
+def tower_config(config: PretrainedConfig) -> PretrainedConfig | None:
     """The configuration of a composite model's vision tower; `None` for a plain vision model."""
     found = (getattr(config, name, None) for name in ("vision_config", "image_config", "encoder"))
     return next((single for single in found if isinstance(single, PretrainedConfig)), None)

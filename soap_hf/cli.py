@@ -1,13 +1,23 @@
-"""The command line: `soap-hf fit | score | info`."""
+"""The command line: `soap-hf fit | score | info | push`."""
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 from rich.console import Console
 
-from .cli_options import Backbone, DatasetName, Head, Revision, Token, with_fit_options
+from .cli_options import (
+    Backbone,
+    BackboneId,
+    DatasetName,
+    Head,
+    IncludeBackbone,
+    Private,
+    Revision,
+    Token,
+    with_fit_options,
+)
 from .errors import OutputError, SOAPError, first_sentence
 from .version import __version__
 
@@ -41,15 +51,36 @@ def fit(
     dataset: DatasetName,
     output: Annotated[Path, typer.Option(help="Folder for the head.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
-    include_backbone: Annotated[bool, typer.Option("--include-backbone", help="Write the backbone as well.")] = False,
+    include_backbone: IncludeBackbone = False,
+    push_to_hub: Annotated[
+        Optional[str], typer.Option(metavar="REPO", help="Then push it, e.g. to me/soap-vit-mae-base.")
+    ] = None,
+    backbone_id: BackboneId = None,
+    private: Private = False,
     **options: Any,
 ) -> None:
     """Fit a head on your own images and write it to a folder."""
     _check_output(output, overwrite)
+    push = None
+    if push_to_hub is not None:
+        from .hub import Push, check_push
+
+        push = Push(
+            push_to_hub,
+            backbone_id=backbone_id,
+            include_backbone=include_backbone,
+            private=private or None,
+            token=options["token"],
+        )
+        check_push(push, backbone)
     model = _fit(backbone, dataset, **options)
     model.save_pretrained(output, include_backbone=include_backbone)
     if not options["quiet"]:
         typer.echo(f"Head written to {output}")
+    if push is not None:
+        from .hub import push_head
+
+        typer.echo(f"Head pushed to {push_head(output, push)}")
 
 
 @app.command()
@@ -66,6 +97,40 @@ def score(
         from .report import print_report
 
         print_report(model.config)
+
+
+@app.command()
+def push(
+    head: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the head.")],
+    repo_id: Annotated[str, typer.Argument(metavar="REPO", help="e.g. me/soap-vit-mae-base; made if need be.")],
+    backbone_id: BackboneId = None,
+    include_backbone: IncludeBackbone = False,
+    statistics: Annotated[bool, typer.Option(help="Push the statistics, so that others can reweight.")] = True,
+    private: Private = False,
+    revision: Annotated[Optional[str], typer.Option(help="Branch, made if need be; default: main.")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
+    commit_message: Annotated[Optional[str], typer.Option(help="Default: what was fitted.")] = None,
+    license: Annotated[Optional[str], typer.Option(help="Default: the card's, else the backbone's.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a repository of something else.")] = False,
+    token: Token = None,
+) -> None:
+    """Push a head to the Hub, with its card and the code that loads it."""
+    from .hub import Push, push_head
+
+    target = Push(
+        repo_id,
+        backbone_id=backbone_id,
+        include_backbone=include_backbone,
+        statistics=statistics,
+        private=private or None,
+        revision=revision,
+        create_pr=create_pr,
+        commit_message=commit_message,
+        license=license,
+        force=force,
+        token=token,
+    )
+    typer.echo(f"Head pushed to {push_head(head, target)}")
 
 
 @app.command()

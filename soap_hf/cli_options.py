@@ -31,6 +31,9 @@ def _parse_mu(text: str) -> float | str:
 Backbone = Annotated[str, typer.Argument(metavar="BACKBONE", help="Hub id or folder of the backbone.")]
 DatasetName = Annotated[str, typer.Argument(metavar="DATASET", help="Hub id, folder of images, or parquet file.")]
 Head = Annotated[str, typer.Argument(metavar="HEAD", help="Folder or hub id of a head.")]
+IncludeBackbone = Annotated[bool, typer.Option("--include-backbone", help="Put the backbone beside the head.")]
+BackboneId = Annotated[Optional[str], typer.Option(help="Hub id of the same backbone, if yours is in a folder.")]
+Private = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
 Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit on the Hub.")]
 Token = Annotated[
     Optional[str], typer.Option(envvar="HF_TOKEN", show_envvar=False, help="Hub token; default: HF_TOKEN.")

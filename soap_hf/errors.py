@@ -25,6 +25,10 @@ class OutputError(SOAPError):
     """The output folder cannot be written."""
 
 
+class HubError(SOAPError):
+    """A head cannot be pushed: the repository cannot be written, or what it would hold means nothing to others."""
+
+
 class NonFiniteTokensError(SOAPError):
     """Patch tokens hold NaN or Inf."""
 

@@ -6,19 +6,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers.configuration_utils import PretrainedConfig
-from transformers.utils.hub import cached_file
+from transformers.utils.hub import cached_file, resolve_revision
 
 from .configuration_soap import SOAPConfig
 from .errors import HeadError, first_sentence
 from .projection import SOAPProjection
 from .tensor_files import read_tensors
 
+CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PROCESSOR_FILE = "preprocessor_config.json"
+OPTIONAL_FILES = ("statistics*.safetensors", PROCESSOR_FILE, "figures/*.png")
+"""Files that a head may have: those of an earlier head in the same place must not be taken for a later one's."""
+
 BACKBONE_FOLDER = "backbone"
+INCLUDED_BACKBONE = f"./{BACKBONE_FOLDER}"
+"""How a head refers to a backbone that is saved with it."""
+
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
@@ -28,6 +36,18 @@ class HeadSource:
 
     name_or_path: str
     hub_kwargs: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def at_one_commit(cls, name_or_path: str, hub_kwargs: dict[str, Any]) -> "HeadSource":
+        """All files of one commit, also those that are fetched later, when the branch may have moved on."""
+        how = {name: hub_kwargs.get(name) for name in ("token", "cache_dir")}
+        revision = resolve_revision(
+            name_or_path,
+            hub_kwargs.get("revision"),
+            local_files_only=hub_kwargs.get("local_files_only", False),
+            **how,
+        )
+        return cls(name_or_path, {**hub_kwargs, "revision": revision} if revision else hub_kwargs)
 
     def fetch(self, filename: str) -> Path:
         """Local path of one of the head's files, downloaded if need be.
@@ -41,15 +61,36 @@ class HeadSource:
                 raise OSError("it is not there")
             return Path(path)
         except (OSError, ValueError) as error:
-            raise HeadError(
-                f"{filename} of the head {self.name_or_path!r} cannot be read ({first_sentence(error)}); check the "
-                "name of the head and the connection."
-            ) from error
+            raise self._unreachable(filename, error) from error
 
     def fetch_if_there(self, filename: str) -> Path | None:
-        """As `fetch`, but `None` if the head has no such file."""
-        path = cached_file(self.name_or_path, filename, _raise_exceptions_for_missing_entries=False, **self.hub_kwargs)
+        """As `fetch`, but `None` if the head has no such file.
+
+        Raises:
+            HeadError: the head cannot be reached, so that nobody knows.
+        """
+        try:
+            path = cached_file(
+                self.name_or_path, filename, _raise_exceptions_for_missing_entries=False, **self.hub_kwargs
+            )
+        except (OSError, ValueError) as error:
+            raise self._unreachable(filename, error) from error
+        if path is None and not os.path.isdir(self.name_or_path) and not self._is_known_to_lack(filename):
+            raise self._unreachable(filename, OSError("it was never fetched, and the Hub is out of reach"))
         return None if path is None else Path(path)
+
+    def _is_known_to_lack(self, filename: str) -> bool:
+        path = os.path.join(self.hub_kwargs.get("subfolder", ""), filename)
+        revision = self.hub_kwargs.get("revision")
+        commit = getattr(revision, "resolved", revision)
+        cache_dir = self.hub_kwargs.get("cache_dir")
+        return try_to_load_from_cache(self.name_or_path, path, cache_dir, commit) is _CACHED_NO_EXIST
+
+    def _unreachable(self, filename: str, error: Exception) -> HeadError:
+        return HeadError(
+            f"{filename} of the head {self.name_or_path!r} cannot be read ({first_sentence(error)}); check the "
+            "name of the head and the connection."
+        )
 
     def backbone_reference(self, config: SOAPConfig) -> tuple[str, dict[str, Any]]:
         """The backbone's hub id or folder, and the keyword arguments that pin it.
@@ -83,7 +124,7 @@ def read_config(source: HeadSource) -> SOAPConfig:
     Raises:
         HeadError: it is missing or malformed, or belongs to something else.
     """
-    path = source.fetch("config.json")
+    path = source.fetch(CONFIG_FILE)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("model_type") != SOAPConfig.model_type:

@@ -4,7 +4,7 @@ import copy
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from .errors import HeadError, OutputError
 from .head_files import (
     BACKBONE_FOLDER,
     HUB_KWARGS,
+    INCLUDED_BACKBONE,
+    OPTIONAL_FILES,
     PROCESSOR_FILE,
     HeadSource,
     check_same_architecture,
@@ -30,10 +32,6 @@ from .soap_statistics import STORED_COMPONENTS, SOAPStatistics
 from .tensor_files import staging_folder
 
 logger = logging.get_logger(__name__)
-
-
-OWNED_FILES = ("statistics*.safetensors", PROCESSOR_FILE)
-"""Optional files of a head: those of an earlier head in the same folder must not be taken for a later one's."""
 
 
 class SavedHead(PreTrainedModel):
@@ -85,20 +83,25 @@ class SavedHead(PreTrainedModel):
         for name in (*HUB_KWARGS, "_from_auto", "_from_pipeline", "adapter_kwargs", "_commit_hash"):
             kwargs.pop(name, None)
         with_loading_info = kwargs.pop("output_loading_info", False)
-        source = HeadSource(os.fspath(pretrained_model_name_or_path), hub_kwargs)
+        source = HeadSource.at_one_commit(os.fspath(pretrained_model_name_or_path), hub_kwargs)
         config = read_config(source) if config is None else copy.deepcopy(config)
         projections = read_projections(source, config)
+        pinned = config.backbone_revision
         if isinstance(backbone, PreTrainedModel):
             live = bare_backbone(backbone)
         else:
-            reference, pin = source.backbone_reference(config) if backbone is None else (backbone, {})
+            is_its_own = backbone in (None, config.backbone_name_or_path)
+            reference, pin = source.backbone_reference(config) if is_its_own else (str(backbone), {})
             reach = {name: value for name, value in hub_kwargs.items() if name not in ("revision", "subfolder")}
             live = load_backbone(reference, **reach, **pin, **_backbone_kwargs(config, kwargs))
             if "subfolder" not in pin:  # else the backbone lies inside the head's repository, and is saved with it
                 config.backbone_name_or_path, config.backbone_revision = reference, pin.get("revision")
         check_same_architecture(config.backbone, live.config)
+        _warn_of_other_revision(pinned, live)
         model = cls(config, live, {layer: single.to(live.device) for layer, single in projections.items()})
         model._source = source
+        with suppress(HeadError):  # small, and wanted offline too
+            source.fetch_if_there(PROCESSOR_FILE)
         if isinstance(backbone, PreTrainedModel):  # stays in the mode it is in
             model.training = live.training
         else:
@@ -143,7 +146,7 @@ class SavedHead(PreTrainedModel):
                 "alone: they will be lost. Pass include_backbone=True to keep them."
             )
         loaded, image_processor = self._loaded_statistics(), self.image_processor  # may come from the Hub
-        with staging_folder(target, OWNED_FILES) as staging:
+        with staging_folder(target, OPTIONAL_FILES) as staging:
             with self._head_alone(target, include_backbone):
                 super().save_pretrained(staging, state_dict=state_dict, save_original_format=False, **kwargs)
             for layer, statistics in loaded.items():
@@ -155,20 +158,29 @@ class SavedHead(PreTrainedModel):
                 self.backbone.save_pretrained(staging / BACKBONE_FOLDER)
                 if isinstance(self.config.backbone, PretrainedConfig):  # a ViTMAE's view says that nothing is masked
                     self.config.backbone.save_pretrained(staging / BACKBONE_FOLDER)
+            _write_card(staging, target)
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """As in transformers; the backbone must be on the Hub too.
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Pushes the head in one commit: config, weights, statistics, image processor, code and card.
+
+        Args:
+            repo_id (`str`): the repository, e.g. `"me/soap-vit-mae-base"`; made if it is not there.
+            options: `backbone_id`, `include_backbone`, `statistics`, `private`, `revision`, `create_pr`,
+                `commit_message`, `license`, `force`, `token`: see [`~soap_hf.hub.Push`].
+
+        Returns:
+            Address of the commit, or of the pull request.
 
         Raises:
-            HeadError: the head refers to a local folder, which means nothing to others.
+            HubError: the head's backbone is a local folder or in memory, the repository cannot be written or holds
+                something else, or the network failed; then the head is in a folder that the message names.
+            HeadError: this code came from the Hub, and soap-hf is not installed.
         """
-        reference = self.config.backbone_name_or_path
-        if not reference or os.path.isdir(reference):
-            raise HeadError(
-                f"This head's backbone is local ({reference or 'in memory'}); set config.backbone_name_or_path to its "
-                "hub id, or save with include_backbone=True and upload the folder."
-            )
-        return super().push_to_hub(repo_id, **kwargs)
+        try:
+            from soap_hf.hub import push_model
+        except ImportError as error:
+            raise HeadError("Pushing a head needs the package; run pip install soap-hf.") from error
+        return push_model(self, repo_id, **options)
 
     @property
     def statistics(self) -> SOAPStatistics | dict[int, SOAPStatistics]:
@@ -216,8 +228,9 @@ class SavedHead(PreTrainedModel):
         # only now: a model that holds this one as a part must save the backbone's weights, or it would lose them
         self._keys_to_ignore_on_save = {f"backbone.{name}" for name in self.backbone.state_dict()}
         self.config = copy.deepcopy(live)
+        self.config.__dict__.pop("auto_map", None)  # the code that it names stays where it came from
         if include_backbone:
-            self.config.backbone_name_or_path, self.config.backbone_revision = f"./{BACKBONE_FOLDER}", None
+            self.config.backbone_name_or_path, self.config.backbone_revision = INCLUDED_BACKBONE, None
         elif live.backbone_name_or_path:
             self.config.backbone_name_or_path = relative_reference(live.backbone_name_or_path, target)
         try:
@@ -237,6 +250,15 @@ def _backbone_kwargs(config: SOAPConfig, kwargs: dict[str, Any]) -> dict[str, An
     return {name: value for name, value in chosen.items() if value is not None}
 
 
+def _warn_of_other_revision(pinned: str | None, live: PreTrainedModel) -> None:
+    commit = getattr(live.config, "_commit_hash", None)
+    if pinned and commit and pinned != commit:
+        logger.warning(
+            f"The head was fitted on revision {pinned} of its backbone, but this one is revision {commit}: its "
+            "directions may mean something else there."
+        )
+
+
 def refuse_other_model(folder: Path) -> None:
     """Refuses to write a head over a backbone, or over any other model."""
     config = folder / "config.json"
@@ -248,6 +270,17 @@ def refuse_other_model(folder: Path) -> None:
         raise OutputError(
             f"{folder} holds another model ({model_type}), which a head would overwrite; choose another."
         )
+
+
+def _write_card(staging: Path, target: Path) -> None:
+    """Writes the model card, or the next version of the one in `target`."""
+    try:
+        from soap_hf.model_card import CARD_FILE, write_card
+    except ImportError:  # this code came from the Hub, and the package is not installed
+        return
+    card = target / CARD_FILE
+    old = card.read_text(encoding="utf-8") if card.exists() else None
+    write_card(read_config(HeadSource(os.fspath(staging))), staging, name=target.name, old=old)
 
 
 def _training_state(backbone: nn.Module) -> tuple[int, ...]:

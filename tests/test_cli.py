@@ -20,7 +20,7 @@ from soap_hf.cli import main
 from soap_hf.errors import HeadError
 from tests.conftest import noise_image, random_projection
 
-HEAD_FILES = ["config.json", "model.safetensors", "preprocessor_config.json", "statistics.safetensors"]
+HEAD_FILES = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json", "statistics.safetensors"]
 
 BAD_OPTIONS = {
     "--image-size 0": "'0' is no image size; give 224 or HEIGHTxWIDTH",

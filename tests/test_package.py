@@ -99,9 +99,14 @@ MODULES = {module_name(path): path for path in SOURCES}
 
 
 def imports_of(name):
-    """Modules of the package that a module imports, anywhere in its source."""
+    """Modules of the package that a module imports, anywhere in its source but in `try`.
+
+    A head's code runs without the package too: what it reaches of the floors above, it asks for in `try`.
+    """
+    tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
+    asked = {node for single in ast.walk(tree) if isinstance(single, ast.Try) for node in ast.walk(single)}
     package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+    for node in set(ast.walk(tree)) - asked:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
         elif isinstance(node, ast.ImportFrom):

@@ -23,10 +23,10 @@ from transformers import (
 )
 
 from soap_hf import SOAPConfig, SOAPModelWrapper, SOAPProjection, SOAPStatistics, fit_soap
-from soap_hf.errors import BackboneError, DataError, HeadError, OutputError
+from soap_hf.errors import BackboneError, DataError, HeadError, HubError, OutputError
 from tests.conftest import noise_image, random_projection
 
-HEAD_FILES = {"config.json", "model.safetensors", "preprocessor_config.json", "statistics.safetensors"}
+HEAD_FILES = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "statistics.safetensors"}
 
 REPLAY = """
 import sys, torch, soap_hf
@@ -427,7 +427,7 @@ def test_more_than_64_removed_components_can_be_reweighted(images, processor, tm
 
 
 def test_a_head_on_a_local_backbone_is_not_pushed(fitted):
-    with pytest.raises(HeadError, match="backbone is local"):
+    with pytest.raises(HubError, match="backbone is local"):
         fitted.push_to_hub("me/head")
 
 

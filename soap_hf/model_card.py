@@ -1,0 +1,174 @@
+"""The model card of a head: made from a template, and made again without losing what a person wrote."""
+
+import re
+import shlex
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+
+from .configuration_soap import SOAPConfig
+from .errors import OutputError, first_sentence
+from .head_files import BACKBONE_FOLDER, INCLUDED_BACKBONE
+from .semantic_invariance import NEGLIGIBLE_WEIGHT
+
+CARD_FILE = "README.md"
+FIT_KEYS = {"dataset", "image_size", "num_bad_images", "num_images", "num_synthetic", "seed", "versions"}
+"""What a card tells of a fit."""
+
+BLOCK = re.compile(r"<!-- soap_hf:(\w+) -->\n.*?<!-- /soap_hf:\1 -->", flags=re.DOTALL)
+"""What this module writes, and may write again; everything outside belongs to whoever wrote it."""
+
+
+def write_card(
+    config: SOAPConfig,
+    folder: Path,
+    *,
+    name: str,
+    license: str | None = None,
+    fallback_license: str | None = None,
+    old: str | None = None,
+) -> None:
+    """Writes `README.md` into a head's folder.
+
+    Args:
+        config ([`SOAPConfig`]): of the head.
+        folder (`Path`): the head's folder; pictures in its `figures` are shown.
+        name (`str`): hub id or folder under which the head is loaded.
+        license (`str`, *optional*): the Hub's identifier of a licence.
+        fallback_license (`str`, *optional*): the licence if neither `license` nor the old card names one.
+        old (`str`, *optional*): the card that this one replaces. Its text outside the generated blocks is kept, and so
+            is metadata that the package does not make.
+
+    Raises:
+        OutputError: the old card's metadata is not YAML.
+    """
+    card = ModelCard.from_template(
+        _metadata(config, license), template_str=_template(), **_words(config, folder, name)
+    )
+    if old is not None:
+        try:
+            _keep_what_was_written(ModelCard(old, ignore_metadata_errors=True), card)
+        except (yaml.YAMLError, ValueError) as error:
+            raise OutputError(
+                f"The metadata at the top of {CARD_FILE} of {name} is not YAML ({first_sentence(error)}); mend it or "
+                "remove the file."
+            ) from error
+    card.data.license = card.data.license or fallback_license
+    card.save(folder / CARD_FILE)
+
+
+def is_edited(card: str) -> bool:
+    """Whether a card's text says more or less than what the package writes."""
+    body = card.partition("\n---\n")[2]
+    return BLOCK.sub("", body).split() != BLOCK.sub("", _template().partition("\n---\n")[2]).split()
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether a reference can be a repository on the Hub rather than a path."""
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name or "") is not None
+
+
+def fit_is_known(config: SOAPConfig) -> bool:
+    """Whether the config says how the head was fitted."""
+    return set(config.fit or ()) >= FIT_KEYS
+
+
+def _template() -> str:
+    return files("soap_hf").joinpath("templates/model_card.md").read_text(encoding="utf-8")
+
+
+def _metadata(config: SOAPConfig, license: str | None) -> ModelCardData:
+    backbone, data_set = config.backbone_name_or_path, (config.fit or {}).get("dataset")
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        base_model=backbone if is_hub_id(backbone) else None,
+        base_model_relation="adapter" if is_hub_id(backbone) else None,
+        datasets=[data_set] if data_set and "/" in data_set and is_hub_id(data_set) else None,
+        license=license,
+        tags=["soap", "soap-hf", "feature-extraction", "vision"],
+    )
+
+
+def _keep_what_was_written(old: ModelCard, new: ModelCard) -> None:
+    """Brings into the new card what a person wrote into the old one.
+
+    A block that the old card lacks, since a person deleted it, stays deleted. A card without any block was written by
+    hand from end to end: it comes first, what is generated after it.
+    """
+    blocks = {match[1]: match[0] for match in BLOCK.finditer(new.text)}
+    if BLOCK.search(old.text):
+        new.text = BLOCK.sub(lambda match: blocks.get(match[1], match[0]), old.text)
+    elif old.text.strip():
+        new.text = f"{old.text.rstrip()}\n{new.text}"
+    merged = {**old.data.to_dict(), **new.data.to_dict()}
+    merged["tags"] = list(dict.fromkeys([*(old.data.get("tags") or []), *(new.data.get("tags") or [])]))
+    new.data = ModelCardData(**merged, ignore_metadata_errors=True)
+
+
+def _words(config: SOAPConfig, folder: Path, name: str) -> dict[str, Any]:
+    """What the template says of this head."""
+    fit = config.fit if fit_is_known(config) else None
+    rows_of_layers = config.components or [[]] * len(config.layers)  # a head made by hand knows none
+    pictures = sorted(path.name for path in (folder / "figures").glob("*.png"))
+    return {
+        "name": name,
+        "backbone": _backbone(config),
+        "with_code": getattr(config, "auto_map", None) is not None,
+        "layers": [
+            {
+                "name": "last_hidden_state" if layer == -1 else f"hidden_states[{layer}]",
+                "width": width,
+                "rank": rank,
+                "rows": [{**row, "removed": row["weight"] > NEGLIGIBLE_WEIGHT} for row in rows],
+            }
+            for layer, width, rank, rows in zip(
+                config.layers, config.hidden_sizes, config.ranks, rows_of_layers, strict=True
+            )
+        ],
+        "settings": f"mu={config.mu}, tau={config.tau}, threshold={config.threshold}",
+        "figures": [{"file": file, "title": file.removesuffix(".png").replace("_", " ")} for file in pictures],
+        "fit": fit,
+        "command": _command(config, fit) if fit else None,
+    }
+
+
+def _backbone(config: SOAPConfig) -> str:
+    reference, kind = config.backbone_name_or_path, getattr(config.backbone, "model_type", "backbone")
+    if reference == INCLUDED_BACKBONE:
+        return f"the `{kind}` in the folder `{BACKBONE_FOLDER}`"
+    if reference is None or not is_hub_id(reference):
+        return f"a local `{kind}`"
+    at = f" at revision `{config.backbone_revision}`" if config.backbone_revision else ""
+    return f"[{reference}](https://huggingface.co/{reference}){at}"
+
+
+def _command(config: SOAPConfig, fit: dict[str, Any]) -> str:
+    """The command that fits this head again."""
+    backbone = config.backbone_name_or_path
+    backbone = "BACKBONE" if backbone in (None, INCLUDED_BACKBONE) else backbone
+    height, width = fit["image_size"]
+    options = {
+        "output": "my-head",
+        "revision": config.backbone_revision,
+        "config-name": fit.get("config_name"),
+        "split": fit.get("split"),
+        "image-column": fit.get("image_column"),
+        "num-images": fit["num_images"],
+        "num-synthetic": fit["num_synthetic"],
+        "image-size": height if height == width else f"{height}x{width}",
+        "mu": config.mu,
+        "tau": config.tau,
+        "threshold": config.threshold,
+        "seed": fit["seed"],
+        "dtype": config.backbone_dtype,
+    }
+    words = ["soap-hf", "fit", backbone, str(fit["dataset"])]
+    words += [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+    if config.layers != [-1]:
+        words += [word for layer in config.layers for word in ("--layer", str(layer))]
+    words += ["--isotropic"] * bool(fit.get("isotropic"))
+    return shlex.join(words)
