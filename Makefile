@@ -4,10 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-all quality style bench clean
+.PHONY: demo demo-hub test test-slow test-all quality style bench clean
 
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
+
+demo-hub: $(READY)
+	$(BIN)/python examples/hub_round_trip.py
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 -m "not slow"

@@ -9,6 +9,7 @@ from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import logging
+from transformers.utils.hub import resolve_revision
 
 from .call_convention import takes_pixels
 from .errors import BackboneError, first_sentence
@@ -66,6 +67,21 @@ def load_backbone(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
         missing = [key.removeprefix(f"{path}.") for key in missing if key.startswith(f"{path}.")]
         return _finish(tower, missing, name_or_path)
     return _finish(backbone, missing, name_or_path)
+
+
+def resolve_commit(name_or_path: str, revision: str | None, **reach: Any) -> str | None:
+    """The commit that a branch or tag of a hub repository stands at now.
+
+    Args:
+        name_or_path (`str`): hub id; for a folder the revision comes back as it is.
+        revision (`str`, *optional*): branch, tag or commit; default: the main branch.
+        reach: `token`, `cache_dir`, `local_files_only`.
+
+    Returns:
+        40 hexadecimal digits, or `revision` if the Hub is out of reach.
+    """
+    how = {name: reach[name] for name in ("token", "cache_dir", "local_files_only") if name in reach}
+    return getattr(resolve_revision(name_or_path, revision, **how), "resolved", revision)
 
 
 def bare_backbone(model: nn.Module) -> PreTrainedModel:

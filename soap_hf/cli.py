@@ -14,6 +14,7 @@ from .cli_options import (
     Head,
     IncludeBackbone,
     Private,
+    Recipe,
     Revision,
     Token,
     with_fit_options,
@@ -57,6 +58,7 @@ def fit(
     ] = None,
     backbone_id: BackboneId = None,
     private: Private = False,
+    recipe: Recipe = None,
     **options: Any,
 ) -> None:
     """Fit a head on your own images and write it to a folder."""

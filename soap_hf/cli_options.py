@@ -4,9 +4,12 @@ import math
 from collections.abc import Callable
 from functools import wraps
 from inspect import Parameter, Signature, signature
+from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
+
+from .errors import first_sentence
 
 
 def _parse_image_size(text: str) -> tuple[int, int]:
@@ -28,6 +31,40 @@ def _parse_mu(text: str) -> float | str:
     return number
 
 
+def _take_recipe(context: typer.Context, path: Path | None) -> None:
+    """Takes from a recipe the arguments that the command line does not give."""
+    if path is None:
+        return
+    import yaml
+
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise typer.BadParameter(f"{path} cannot be read as YAML ({first_sentence(error)}).") from error
+    if not isinstance(recipe, dict):
+        raise typer.BadParameter(f"{path} is no list of arguments, such as num_images: 1000.")
+    known = {parameter.name for parameter in context.command.params}
+    if unknown := sorted(str(name) for name in recipe if name not in known):
+        raise typer.BadParameter(f"{path} names what this command does not know: {', '.join(unknown)}.")
+    context.default_map = {name: _as_typed(value) for name, value in recipe.items()}
+
+
+def _as_typed(value: Any) -> Any:
+    """A value of a recipe as if it had been typed."""
+    if isinstance(value, list):
+        return [_as_typed(single) for single in value]
+    return value if isinstance(value, bool) else str(value)
+
+
+Recipe = Annotated[
+    Optional[Path],
+    typer.Option(
+        metavar="FILE",
+        callback=_take_recipe,
+        is_eager=True,
+        help="YAML file of arguments, such as num_images: 1000; what the command line gives goes first.",
+    ),
+]
 Backbone = Annotated[str, typer.Argument(metavar="BACKBONE", help="Hub id or folder of the backbone.")]
 DatasetName = Annotated[str, typer.Argument(metavar="DATASET", help="Hub id, folder of images, or parquet file.")]
 Head = Annotated[str, typer.Argument(metavar="HEAD", help="Folder or hub id of a head.")]

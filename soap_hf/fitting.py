@@ -12,9 +12,8 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from datasets import __version__ as datasets_version
 from transformers import PreTrainedModel
 from transformers.utils import logging
-from transformers.utils.hub import resolve_revision
 
-from .backbones import bare_backbone, load_backbone
+from .backbones import bare_backbone, load_backbone, resolve_commit
 from .call_convention import native_image_size
 from .data import SHUFFLE_BUFFER, ImageSample, open_dataset
 from .errors import BackboneError, DataError, LayoutError, first_sentence
@@ -226,7 +225,7 @@ def _find_backbone(
         raise BackboneError(f"{dtype!r} is no dtype of torch; give float32, bfloat16 or float16.")
     if dtype is None:
         dtype = "float32" if target.type == "cpu" else "auto"
-    pin = None if os.path.isdir(name) else resolve_revision(name, revision, token=token)
+    pin = None if os.path.isdir(name) else resolve_commit(name, revision, token=token)
     live = load_backbone(name, dtype=dtype, revision=pin or "main", token=token, trust_remote_code=trust_remote_code)
     return live.to(target), name, pin
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx2
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -77,7 +77,7 @@ class Push:
     token: str | bool | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        for name in filter(None, (self.repo_id, self.backbone_id)):
+        for name in (self.repo_id,) if self.backbone_id is None else (self.repo_id, self.backbone_id):
             try:
                 validate_repo_id(name)
             except HFValidationError as error:
@@ -133,7 +133,7 @@ def push_head(folder: str | os.PathLike, push: Push) -> str:
             return _send(Path(staging), config, push)
         except SOAPError:
             raise
-        except (HfHubHTTPError, LocalTokenNotFoundError, httpx2.HTTPError, OSError, ValueError) as error:
+        except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError, KeyError) as error:
             raise HubError(
                 f"The push to {push.repo_id} failed: {reason(error)}. The head in {folder} is whole; "
                 f"`{push.command(folder)}` repeats the push."
@@ -154,7 +154,7 @@ def check_push(push: Push, backbone: str) -> None:
         repo_id = push.repo_id if "/" in push.repo_id else f"{user}/{push.repo_id}"
         if retried(lambda: api.repo_exists(repo_id)):
             _refuse_something_else(api, repo_id, push)
-    except (HfHubHTTPError, LocalTokenNotFoundError, httpx2.HTTPError, OSError) as error:
+    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
         raise HubError(f"A head could not be pushed to {push.repo_id}: {reason(error)}.") from error
 
 

@@ -11,14 +11,15 @@ from functools import partial
 
 import pytest
 import torch
+import yaml
 from datasets import Dataset, are_progress_bars_disabled, enable_progress_bars
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig, BertModel
 
 from soap_hf import SOAPModelWrapper
 from soap_hf.cli import main
-from soap_hf.errors import HeadError
-from tests.conftest import noise_image, random_projection
+from soap_hf.errors import BackboneError, HeadError
+from tests.conftest import EXAMPLES, noise_image, random_projection
 
 HEAD_FILES = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json", "statistics.safetensors"]
 
@@ -307,3 +308,73 @@ def test_a_backbones_folder_is_never_taken_for_the_head(refused, vit_folder, dat
     before = (vit_folder / "model.safetensors").read_bytes()
     assert "holds another model (vit)" in refused("fit", vit_folder, data, "--output", vit_folder, "--overwrite")
     assert (vit_folder / "model.safetensors").read_bytes() == before
+
+
+RECIPES = sorted((EXAMPLES.parent / "model_cards").glob("*/recipe.yaml"))
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What a fit is asked for; it is not run."""
+    calls = []
+
+    def fit_soap(*arguments, **options):
+        calls.append((arguments, options))
+        raise BackboneError("not run")
+
+    monkeypatch.setattr("soap_hf.fitting.fit_soap", fit_soap)
+    return calls
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=[path.parent.name for path in RECIPES])
+def test_a_recipe_is_the_command_that_it_spells_out(recipe, asked, refused):
+    values = yaml.safe_load(recipe.read_text())
+    words = [values.pop("backbone"), values.pop("dataset")]
+    for name, value in values.items():
+        words += [f"--{name.replace('_', '-')}"] if value is True else [f"--{name.replace('_', '-')}", str(value)]
+    refused("fit", "--recipe", recipe)
+    refused("fit", *words)
+    assert asked[0] == asked[1]
+    assert asked[0][0] == tuple(words[:2])
+    assert "Not run here yet" in recipe.with_name("README.md").read_text() or (recipe.parent / "config.json").exists()
+
+
+def test_the_command_line_goes_before_the_recipe(asked, refused, tmp_path):
+    (tmp_path / "recipe.yaml").write_text(
+        "backbone: a/b\ndataset: c/d\noutput: out\nlayer: [2, -1]\nimage_size: 64x32\nmu: 3\nstreaming: true\n"
+    )
+    refused("fit", "e/f", "--recipe", tmp_path / "recipe.yaml", "--mu", "4")
+    (arguments, options), *_ = asked
+    assert arguments == ("e/f", "c/d")
+    expected = {"layer": [2, -1], "image_size": (64, 32), "mu": 4.0, "streaming": True, "num_images": 1000}
+    assert {name: options[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("num_image: 3", "num_image"),
+        ("- a", "no list of arguments"),
+        ("a: [", "YAML"),
+        ("\xff", "YAML"),
+        ("", "no list"),
+    ],
+)
+def test_recipes_that_cannot_be(asked, refused, tmp_path, text, words):
+    (tmp_path / "recipe.yaml").write_bytes(text.encode("latin-1"))
+    assert words in refused("fit", "--recipe", tmp_path / "recipe.yaml")
+    assert asked == []
+
+
+def test_the_demo_head_is_what_its_recipe_gives(run, tmp_path):
+    """Up to the sign of a direction and to float32 on another processor."""
+    demo = EXAMPLES / "soap-vit-mae-tiny"
+    for name in ("examples", "model_cards"):
+        (tmp_path / name).symlink_to(EXAMPLES.parent / name)
+    recipe = tmp_path / "model_cards/vit-mae-tiny/recipe.yaml"
+    status, _, err = run("fit", "--recipe", recipe, "--output", "again", "--quiet")
+    assert status == 0, err
+    stored, again = (SOAPModelWrapper.from_pretrained(folder) for folder in (demo, tmp_path / "again"))
+    projectors = [model.projections["-1"].matrix() for model in (stored, again)]
+    torch.testing.assert_close(*projectors, atol=1e-3, rtol=0)
+    assert stored.config.fit["num_images"] == again.config.fit["num_images"] == 64
