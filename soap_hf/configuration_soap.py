@@ -1,14 +1,14 @@
 """Configuration of a SOAP head: which backbone it belongs to, what it removes, and how it was fitted."""
 
 import math
-from dataclasses import field
+from dataclasses import field, fields
 from typing import Any, ClassVar
 
 from transformers import AutoConfig
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PretrainedConfig, SubConfigSpec
 
-from .errors import HeadError
+from .errors import HeadError, first_sentence
 
 HEAD_FORMAT = 1
 """Version of the head's files; raised when an older package could not read them."""
@@ -70,7 +70,7 @@ class SOAPConfig(BackboneConfigMixin, PretrainedConfig):
         numbers: dict[str, Any] = {"tau": self.tau, "threshold": self.threshold} | (
             {} if self.mu == "auto" else {"mu": self.mu}
         )
-        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers.values()):
+        if not all(map(_is_finite, numbers.values())):
             raise HeadError(f"tau, threshold and mu of a head must be finite numbers, but are {numbers}.")
         if len(set(self.layers)) != len(self.layers) or any(layer < -1 for layer in self.layers):
             raise HeadError(f"layers must be different numbers from -1 upwards, not {self.layers}.")
@@ -80,9 +80,13 @@ class SOAPConfig(BackboneConfigMixin, PretrainedConfig):
                 f"A head of {len(self.layers)} layers needs as many hidden_sizes, ranks and layouts, not "
                 f"{len(self.hidden_sizes)}, {len(self.ranks)} and {len(self.layouts)}."
             )
+        if self.components and len(self.components) != len(self.layers):
+            raise HeadError(f"A head of {len(self.layers)} layers has components of {len(self.components)}.")
         sizes = list(zip(self.hidden_sizes, self.ranks, strict=False))
-        if any(not 0 <= rank <= size <= MAX_HIDDEN_SIZE or rank * size > MAX_BASIS for size, rank in sizes):
+        if any(not 0 <= rank <= size <= MAX_HIDDEN_SIZE for size, rank in sizes):
             raise HeadError(f"Each rank must lie between 0 and its hidden size, not (hidden size, rank) = {sizes}.")
+        if (total := sum(size * rank for size, rank in sizes)) > MAX_BASES:
+            raise HeadError(f"The bases of a head hold at most {MAX_BASES} numbers, not {total}; remove fewer.")
 
         self._out_features, self._out_indices = None, None
         if any(stages):
@@ -90,13 +94,22 @@ class SOAPConfig(BackboneConfigMixin, PretrainedConfig):
 
     def _check_types(self) -> None:
         """Refuses values of other types before anything is done with them."""
-        kinds = {"layers": int, "hidden_sizes": int, "ranks": int, "layouts": dict}
-        wrong = [name for name, kind in kinds.items() if not _is_list_of(kind, getattr(self, name))]
-        rows = self.components if isinstance(self.components, list) else [None]
-        if not all(_is_list_of(dict, single) and all(set(row) >= COMPONENT_KEYS for row in single) for single in rows):
-            wrong.append("components")
-        wrong += ["head_format"] * (not isinstance(self.head_format, int))
-        wrong += ["backbone"] * (not isinstance(self.backbone, (dict, PretrainedConfig, type(None))))
+        kinds: dict[str, Any] = {
+            "backbone": (dict, PretrainedConfig, type(None)),
+            "backbone_name_or_path": (str, type(None)),
+            "backbone_revision": (str, type(None)),
+            "head_format": int,
+        }
+        numbers = ("layers", "hidden_sizes", "ranks")
+        right = {
+            **{name: isinstance(getattr(self, name), kind) for name, kind in kinds.items()},
+            **{name: _is_list_of(int, getattr(self, name)) for name in numbers},
+            "layouts": _is_list_of(dict, self.layouts),
+            "components": _is_list_of(list, self.components) and all(map(_are_components, self.components)),
+            "backbone_dtype": self.backbone_dtype in (None, *BACKBONE_DTYPES),
+            "fit": self.fit is None or _is_provenance(self.fit),
+        }
+        wrong = [name for name, holds in right.items() if not holds]
         if wrong:
             raise HeadError(f"The head's config holds {', '.join(wrong)} of the wrong kind; fetch or fit it anew.")
 
@@ -107,12 +120,24 @@ class SOAPConfig(BackboneConfigMixin, PretrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, but a live model or a path given as `backbone` is left for the model's loading."""
-        given = kwargs.get("backbone")
-        if given is None or isinstance(given, (dict, PretrainedConfig)):
-            return super().from_dict(config_dict, **kwargs)
-        loaded = super().from_dict(config_dict, **{name: kwargs[name] for name in kwargs if name != "backbone"})
-        return (loaded[0], {**loaded[1], "backbone": given}) if kwargs.get("return_unused_kwargs") else loaded
+        """As in transformers, but what says which backbone to load is left for the model's loading.
+
+        Raises:
+            HeadError: the values, which may come from anybody, make no configuration.
+        """
+        _refuse_absurd_values(config_dict)
+        given = {name: kwargs.pop(name) for name in ("backbone", "backbone_revision") if name in kwargs}
+        if isinstance(given.get("backbone"), (dict, PretrainedConfig)):
+            kwargs["backbone"] = given.pop("backbone")
+        try:
+            loaded = super().from_dict(config_dict, **kwargs)
+        except HeadError:
+            raise
+        except Exception as error:  # transformers raises whatever a value of another kind leads to
+            raise HeadError(
+                f"The head's config is malformed ({first_sentence(error)}); fetch or fit it anew."
+            ) from error
+        return (loaded[0], {**loaded[1], **given}) if kwargs.get("return_unused_kwargs") else loaded
 
     @property
     def hidden_size(self) -> int | None:
@@ -124,11 +149,112 @@ def _is_list_of(kind: type, values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _are_components(rows: Any) -> bool:
+    """Whether these are components as `SOAPStatistics.table` gives them, one at least."""
+    return (
+        bool(rows)
+        and _is_list_of(dict, rows)
+        and all(set(row) >= COMPONENT_KEYS and all(map(_is_finite, row.values())) for row in rows)
+    )
+
+
+def _is_provenance(fit: Any) -> bool:
+    """Whether this tells what a report and a card say of a fit."""
+    return (
+        isinstance(fit, dict)
+        and set(fit) >= FIT_KEYS
+        and _is_list_of(int, fit["image_size"])
+        and len(fit["image_size"]) == 2
+        and isinstance(fit["dataset"], str)
+        and isinstance(fit["versions"], dict)
+        and "soap_hf" in fit["versions"]
+    )
+
+
+def _refuse_absurd_values(values: dict[str, Any]) -> None:
+    """Refuses what no head says, before transformers does what it is told.
+
+    Raises:
+        HeadError: a value would take the place of a part of the config class, choose the code of the attention or name
+            code in a way that is none; or there are too many, or numbers so large that transformers would count for
+            minutes.
+    """
+    backbone, auto_map = values.get("backbone"), values.get("auto_map", {})
+    names = [*values, *(backbone if isinstance(backbone, dict) else ())]
+    foreign = [name for name in names if hasattr(PretrainedConfig, name) and name not in SETTINGS]
+    foreign += [name for name in ("attn_implementation", "experts_implementation") if name in values]
+    if not isinstance(auto_map, dict) or not all(isinstance(code, str) for code in auto_map.values()):
+        foreign.append("auto_map")
+    if foreign:
+        raise HeadError(f"The head's config holds {foreign[0]!r}, which no head sets like this; fetch or fit it anew.")
+    own = SOAPConfig.__annotations__.keys() - {"backbone"}
+    told = {name: value for name, value in values.items() if name in own}
+    built = {name: value for name, value in values.items() if name not in own}
+    for part, largest in ((told, MAX_NUMBER), (built, MAX_COUNT)):
+        if any(isinstance(value, int) and abs(value) > largest for value in all_values(part)):
+            raise HeadError(f"The head's config holds a number beyond {largest}; fetch or fit it anew.")
+
+
+def all_values(tree: Any) -> list[Any]:
+    """Every value in nested lists and dicts, these themselves among them.
+
+    Raises:
+        HeadError: they are more, or nested more deeply, than in any file of a head.
+    """
+    found, level = [], [tree]
+    for _ in range(MAX_DEPTH):
+        found += level
+        nested = (value.values() if isinstance(value, dict) else value for value in level if _has_parts(value))
+        level = [part for parts in nested for part in parts]
+        if not level:
+            return found
+        if len(found) + len(level) > MAX_VALUES:
+            break
+    raise HeadError(
+        f"The head has more than {MAX_VALUES} settings or {MAX_DEPTH} levels of them; fetch or fit it anew."
+    )
+
+
+def _has_parts(value: Any) -> bool:
+    return isinstance(value, (dict, list, tuple))
+
+
 COMPONENT_KEYS = {"rank", "component", "score", "standard_error", "variance_share", "weight"}
 """What is told of a component."""
 
-MAX_BASIS = 1 << 26
-"""Numbers in a basis; beyond this a config is malformed, and building it would fill the memory."""
+FIT_KEYS = {"dataset", "image_size", "num_bad_images", "num_images", "num_synthetic", "seed", "versions"}
+"""What is told of a fit."""
+
+BACKBONE_DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+SETTINGS = {single.name for single in fields(PretrainedConfig)} | {
+    "_name_or_path",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "per_layer_config",
+    "rope_scaling",
+    "torch_dtype",
+}
+"""What a config file may set of the attributes that every config class has."""
+
+MAX_BASES = 1 << 22
+"""Numbers in the bases of a head; beyond this a config is malformed, and building it would fill the memory."""
 
 MAX_HIDDEN_SIZE = 1 << 20
 """Widths beyond this are a malformed config, not a backbone."""
+
+MAX_COUNT = 1 << 18
+"""Whole numbers beyond this in a backbone's config: transformers makes lists as long as some of them say."""
+
+MAX_NUMBER = 1 << 64
+"""Whole numbers beyond this are no seeds and no counts."""
+
+MAX_DEPTH = 32
+MAX_VALUES = 1 << 17
+"""Configs of transformers have six levels, and twenty thousand classes at most."""

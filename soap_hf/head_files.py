@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils.hub import cached_file, resolve_revision
 
-from .configuration_soap import SOAPConfig
+from .configuration_soap import SOAPConfig, all_values
 from .errors import HeadError, first_sentence
 from .projection import SOAPProjection
 from .tensor_files import read_tensors
@@ -26,6 +25,9 @@ OPTIONAL_FILES = ("statistics*.safetensors", PROCESSOR_FILE, "figures/*.png")
 BACKBONE_FOLDER = "backbone"
 INCLUDED_BACKBONE = f"./{BACKBONE_FOLDER}"
 """How a head refers to a backbone that is saved with it."""
+
+MAX_JSON = 1 << 21
+"""Bytes; the config of a head of forty layers has some hundred thousand."""
 
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -109,13 +111,32 @@ class HeadSource:
         if not reference.startswith(("./", "../")):
             return reference, {"revision": config.backbone_revision} if config.backbone_revision else {}
         if os.path.isdir(self.name_or_path):
-            return os.path.normpath(os.path.join(self.name_or_path, reference)), {}
+            # what comes with a head was written by this package, as safetensors
+            only_safe = {"use_safetensors": True} if reference.startswith("./") else {}
+            return os.path.normpath(os.path.join(self.name_or_path, reference)), only_safe
         inside = os.path.normpath(os.path.join(self.hub_kwargs.get("subfolder", ""), reference))
         if inside.startswith(".."):
             raise HeadError(
                 f"The head {self.name_or_path!r} points to a backbone outside its repository: {reference!r}."
             )
-        return self.name_or_path, {"subfolder": inside, "revision": self.hub_kwargs.get("revision")}
+        revision = self.hub_kwargs.get("revision")
+        return self.name_or_path, {"subfolder": inside, "revision": revision, "use_safetensors": True}
+
+
+def read_json(path: Path, what: str) -> Any:
+    """What a JSON file of a head holds; `what` says which, for error messages.
+
+    Raises:
+        HeadError: it cannot be read, is not JSON, or is larger or nested more deeply than any head's.
+    """
+    try:
+        if path.stat().st_size > MAX_JSON:
+            raise OSError(f"it has more than {MAX_JSON} bytes")
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise HeadError(f"The {what} cannot be read ({first_sentence(error)}); fetch or fit it anew.") from error
+    all_values(values)
+    return values
 
 
 def read_config(source: HeadSource) -> SOAPConfig:
@@ -124,19 +145,10 @@ def read_config(source: HeadSource) -> SOAPConfig:
     Raises:
         HeadError: it is missing or malformed, or belongs to something else.
     """
-    path = source.fetch(CONFIG_FILE)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or values.get("model_type") != SOAPConfig.model_type:
-            raise HeadError(f"{source.name_or_path!r} is not a SOAP head: its config has another model_type.")
-        return SOAPConfig.from_dict(values)
-    except HeadError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
-        raise HeadError(
-            f"The config of the head {source.name_or_path!r} is malformed ({first_sentence(error)}); fetch or fit it "
-            "anew."
-        ) from error
+    values = read_json(source.fetch(CONFIG_FILE), f"config of the head {source.name_or_path!r}")
+    if not isinstance(values, dict) or values.get("model_type") != SOAPConfig.model_type:
+        raise HeadError(f"{source.name_or_path!r} is not a SOAP head: its config has another model_type.")
+    return SOAPConfig.from_dict(values)
 
 
 def tensor_names(config: SOAPConfig) -> dict[int, tuple[str, str]]:

@@ -32,7 +32,7 @@ from .head_files import (
     read_projections,
 )
 from .hub_requests import reason, retried
-from .model_card import CARD_FILE, fit_is_known, is_edited, is_hub_id, write_card
+from .model_card import CARD_FILE, is_edited, is_hub_id, write_card
 from .modeling_soap import SOAPModelWrapper
 
 AUTO_MAP = {
@@ -271,6 +271,6 @@ def _message(config: SOAPConfig) -> str:
         f"{rank} of {size} directions of layer {layer}"
         for layer, rank, size in zip(config.layers, config.ranks, config.hidden_sizes, strict=True)
     )
-    fit = config.fit if fit_is_known(config) else None
+    fit = config.fit
     data = f", fitted on {fit['num_images']} images of {fit['dataset']}" if fit else ""
     return f"SOAP head: {layers}{data}"

@@ -15,9 +15,6 @@ from .head_files import BACKBONE_FOLDER, INCLUDED_BACKBONE
 from .semantic_invariance import NEGLIGIBLE_WEIGHT
 
 CARD_FILE = "README.md"
-FIT_KEYS = {"dataset", "image_size", "num_bad_images", "num_images", "num_synthetic", "seed", "versions"}
-"""What a card tells of a fit."""
-
 BLOCK = re.compile(r"<!-- soap_hf:(\w+) -->\n.*?<!-- /soap_hf:\1 -->", flags=re.DOTALL)
 """What this module writes, and may write again; everything outside belongs to whoever wrote it."""
 
@@ -71,11 +68,6 @@ def is_hub_id(name: str | None) -> bool:
     return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name or "") is not None
 
 
-def fit_is_known(config: SOAPConfig) -> bool:
-    """Whether the config says how the head was fitted."""
-    return set(config.fit or ()) >= FIT_KEYS
-
-
 def _template() -> str:
     return files("soap_hf").joinpath("templates/model_card.md").read_text(encoding="utf-8")
 
@@ -111,7 +103,6 @@ def _keep_what_was_written(old: ModelCard, new: ModelCard) -> None:
 
 def _words(config: SOAPConfig, folder: Path, name: str) -> dict[str, Any]:
     """What the template says of this head."""
-    fit = config.fit if fit_is_known(config) else None
     rows_of_layers = config.components or [[]] * len(config.layers)  # a head made by hand knows none
     pictures = sorted(path.name for path in (folder / "figures").glob("*.png"))
     return {
@@ -131,8 +122,8 @@ def _words(config: SOAPConfig, folder: Path, name: str) -> dict[str, Any]:
         ],
         "settings": f"mu={config.mu}, tau={config.tau}, threshold={config.threshold}",
         "figures": [{"file": file, "title": file.removesuffix(".png").replace("_", " ")} for file in pictures],
-        "fit": fit,
-        "command": _command(config, fit) if fit else None,
+        "fit": config.fit,
+        "command": _command(config, config.fit) if config.fit else None,
     }
 
 

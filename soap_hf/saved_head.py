@@ -13,9 +13,9 @@ from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import logging
 
-from .backbones import bare_backbone, load_backbone
+from .backbones import bare_backbone, load_backbone, resolve_commit
 from .configuration_soap import SOAPConfig
-from .errors import HeadError, OutputError
+from .errors import HeadError, OutputError, first_sentence
 from .head_files import (
     BACKBONE_FOLDER,
     HUB_KWARGS,
@@ -25,6 +25,7 @@ from .head_files import (
     HeadSource,
     check_same_architecture,
     read_config,
+    read_json,
     read_projections,
     relative_reference,
 )
@@ -58,6 +59,7 @@ class SavedHead(PreTrainedModel):
         *model_args: Any,
         config: SOAPConfig | None = None,
         backbone: PreTrainedModel | str | None = None,
+        backbone_revision: str | None = None,
         **kwargs: Any,
     ) -> Any:
         """Loads a head, and the backbone it refers to.
@@ -67,6 +69,8 @@ class SavedHead(PreTrainedModel):
             config ([`SOAPConfig`], *optional*): read from the head if not given.
             backbone (`PreTrainedModel` or `str`, *optional*): another copy of the backbone: a live model (which stays
                 in the mode it is in), hub id or folder.
+            backbone_revision (`str`, *optional*): branch, tag or commit of the backbone; default: the one that the
+                head was fitted on. Another one warns; of a live model nobody knows it.
             kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` and `subfolder` reach the
                 head; everything else (`dtype`, `device_map`, `attn_implementation`, `quantization_config`,
                 `trust_remote_code`, …) loads the backbone. Without `dtype` the backbone is loaded in the dtype that
@@ -86,18 +90,19 @@ class SavedHead(PreTrainedModel):
         source = HeadSource.at_one_commit(os.fspath(pretrained_model_name_or_path), hub_kwargs)
         config = read_config(source) if config is None else copy.deepcopy(config)
         projections = read_projections(source, config)
-        pinned = config.backbone_revision
         if isinstance(backbone, PreTrainedModel):
             live = bare_backbone(backbone)
         else:
             is_its_own = backbone in (None, config.backbone_name_or_path)
             reference, pin = source.backbone_reference(config) if is_its_own else (str(backbone), {})
             reach = {name: value for name, value in hub_kwargs.items() if name not in ("revision", "subfolder")}
+            if backbone_revision is not None:
+                pin["revision"] = resolve_commit(reference, backbone_revision, **reach)
+                _warn_of_another_revision(config.backbone_revision if is_its_own else None, pin["revision"])
             live = load_backbone(reference, **reach, **pin, **_backbone_kwargs(config, kwargs))
             if "subfolder" not in pin:  # else the backbone lies inside the head's repository, and is saved with it
                 config.backbone_name_or_path, config.backbone_revision = reference, pin.get("revision")
         check_same_architecture(config.backbone, live.config)
-        _warn_of_other_revision(pinned, live)
         model = cls(config, live, {layer: single.to(live.device) for layer, single in projections.items()})
         model._source = source
         with suppress(HeadError):  # small, and wanted offline too
@@ -205,10 +210,23 @@ class SavedHead(PreTrainedModel):
 
     @property
     def image_processor(self) -> Any:
-        """The image processor saved beside the head, or `None`."""
+        """The image processor saved beside the head, or `None`.
+
+        Raises:
+            HeadError: it cannot be read, or needs code of its own.
+        """
         source = self._source
-        if self._image_processor is None and source is not None and source.fetch_if_there(PROCESSOR_FILE) is not None:
-            self._image_processor = AutoImageProcessor.from_pretrained(source.name_or_path, **source.hub_kwargs)
+        if self._image_processor is None and source is not None and (path := source.fetch_if_there(PROCESSOR_FILE)):
+            read_json(path, f"image processor of the head {source.name_or_path!r}")
+            try:  # False: unset, transformers would ask on the terminal whether to run code
+                self._image_processor = AutoImageProcessor.from_pretrained(
+                    source.name_or_path, trust_remote_code=False, **source.hub_kwargs
+                )
+            except Exception as error:  # transformers raises whatever a value of another kind leads to
+                raise HeadError(
+                    f"The image processor of the head {source.name_or_path!r} cannot be used "
+                    f"({first_sentence(error)}); mend or remove its {PROCESSOR_FILE}."
+                ) from error
         return self._image_processor
 
     def _statistics_file(self, layer: int) -> str:
@@ -218,7 +236,14 @@ class SavedHead(PreTrainedModel):
         if not self._statistics and self._source is not None:
             paths = {layer: self._source.fetch_if_there(self._statistics_file(layer)) for layer in self.config.layers}
             if all(path is not None for path in paths.values()):
-                self._statistics = {layer: SOAPStatistics.load(path) for layer, path in paths.items() if path}
+                loaded = {layer: SOAPStatistics.load(path) for layer, path in paths.items() if path}
+                widths = [len(statistics.mean) for statistics in loaded.values()]
+                if widths != self.config.hidden_sizes:
+                    raise HeadError(
+                        f"The statistics are of tokens of width {widths}, but the head is for width "
+                        f"{self.config.hidden_sizes}; fetch or fit it anew."
+                    )
+                self._statistics = loaded
         return self._statistics
 
     @contextmanager
@@ -247,14 +272,14 @@ def _backbone_kwargs(config: SOAPConfig, kwargs: dict[str, Any]) -> dict[str, An
     chosen["dtype"] = config.backbone_dtype or "auto" if dtype in (None, "auto") else dtype
     if config._attn_implementation is not None:
         chosen.setdefault("attn_implementation", config._attn_implementation)
-    return {name: value for name, value in chosen.items() if value is not None}
+    # False: unset, transformers would ask on the terminal whether to run code that a stranger's head refers to
+    return {"trust_remote_code": False} | {name: value for name, value in chosen.items() if value is not None}
 
 
-def _warn_of_other_revision(pinned: str | None, live: PreTrainedModel) -> None:
-    commit = getattr(live.config, "_commit_hash", None)
-    if pinned and commit and pinned != commit:
+def _warn_of_another_revision(pinned: str | None, commit: str | None) -> None:
+    if pinned is not None and pinned != commit:
         logger.warning(
-            f"The head was fitted on revision {pinned} of its backbone, but this one is revision {commit}: its "
+            f"The head was fitted on revision {pinned} of its backbone, and is put on revision {commit}: its "
             "directions may mean something else there."
         )
 

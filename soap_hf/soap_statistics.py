@@ -1,5 +1,6 @@
 """What a fit learns: components, responses and scores of a backbone's patch tokens, saved as one safetensors file."""
 
+import math
 import os
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -206,18 +207,21 @@ class SOAPStatistics:
     def _consistent(self) -> bool:
         dim, indices = len(self.mean) if self.mean.ndim == 1 else -1, self.component_indices
         per_component = (self.eigenvalues, self.scores, self.standard_errors)
+        responses = (self.real_response, self.synthetic_response)
         return (
             all(tensor.shape == (dim,) and tensor.is_floating_point() for tensor in (self.mean, *per_component))
             and indices.ndim == 1
             and indices.dtype == torch.int64
-            and len(set(indices.tolist())) == len(indices)
-            and all(0 <= index < dim for index in indices.tolist())
+            and len(indices) <= dim
+            and len(indices.unique()) == len(indices)
+            and bool(((indices >= 0) & (indices < dim)).all())
             and self.components.shape == (dim, len(indices))
+            and all(tensor.is_floating_point() for tensor in (self.components, *responses))
             and self.real_response.shape == self.synthetic_response.shape
             and self.real_response.ndim >= 2
             and self.real_response.shape[-1] == len(indices)
-            and all(_within_unit(share) for share in (self.scores, self.real_response, self.synthetic_response))
-            and bool((self.eigenvalues >= 0).all() and self.eigenvalues.sum() > 0)
+            and all(_within_unit(share) for share in (self.scores, *responses))
+            and bool((self.eigenvalues >= 0).all() and 0 < self.eigenvalues.sum() < math.inf)
             and min(self.num_real, self.num_synthetic) > 0
         )
 

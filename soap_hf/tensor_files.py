@@ -13,9 +13,18 @@ from torch import Tensor
 
 from .errors import HeadError, OutputError
 
+DTYPES = {"F16", "BF16", "F32", "F64", "I64"}
+"""What the tensors of a head may be, by the names of safetensors."""
+
+MAX_FILE = 1 << 27
+"""Bytes of the largest file that is read: statistics of a thousand components on a grid of 64 x 64 have 40 million."""
+
+MAX_HEADER = 1 << 20
+"""Bytes of its header: that of a head of forty layers has ten thousand."""
+
 
 def read_tensors(path: str | os.PathLike, names: set[str], *, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads a safetensors file that must hold exactly the tensors `names`, all floating-point or integer and finite.
+    """Reads a safetensors file that must hold exactly the tensors `names`, of real numbers, all of them finite.
 
     Args:
         path (`str` or `os.PathLike`): the file.
@@ -26,9 +35,11 @@ def read_tensors(path: str | os.PathLike, names: set[str], *, what: str) -> tupl
         The tensors and the file's metadata.
 
     Raises:
-        HeadError: the file is missing, not safetensors, or its tensors are missing, unexpected or not finite.
+        HeadError: the file is missing, not safetensors, larger than any head, or its tensors are missing, unexpected,
+            of another dtype or not finite.
     """
     try:
+        _refuse_large(Path(path))
         with safe_open(path, framework="pt") as file:
             found = set(file.keys())
             if found != names:
@@ -37,6 +48,9 @@ def read_tensors(path: str | os.PathLike, names: set[str], *, what: str) -> tupl
                     f"The {what} {path} does not hold the tensors its config promises (missing: {missing or 'none'}, "
                     f"unexpected: {extra or 'none'}); fetch or fit it anew."
                 )
+            for name in sorted(names):
+                if (dtype := file.get_slice(name).get_dtype()) not in DTYPES:
+                    raise HeadError(f"Tensor {name!r} of the {what} {path} is {dtype}; fetch or fit it anew.")
             tensors = {name: file.get_tensor(name) for name in sorted(names)}
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
@@ -45,6 +59,18 @@ def read_tensors(path: str | os.PathLike, names: set[str], *, what: str) -> tupl
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise HeadError(f"Tensor {name!r} of the {what} {path} holds NaN or Inf; fetch or fit it anew.")
     return tensors, metadata
+
+
+def _refuse_large(path: Path) -> None:
+    """Refuses a file by what it claims, before any of it is read.
+
+    Raises:
+        OSError: it cannot be read, or it or its header is larger than that of any head.
+    """
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if header > MAX_HEADER or path.stat().st_size > MAX_FILE:
+        raise OSError(f"it has {path.stat().st_size} bytes, and by what it says {header} of them are its header")
 
 
 def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

@@ -204,7 +204,7 @@ def test_a_broken_file_of_a_head_is_refused(head, run, refused):
     (head / "model.safetensors").write_bytes(b"no safetensors")
     assert "cannot be read as safetensors" in refused("info", head)
     (head / "config.json").write_text("{")
-    assert "is malformed" in refused("info", head)
+    assert "cannot be read" in refused("info", head)
     (head / "config.json").write_text("{}")
     assert "is not a SOAP head" in refused("info", head)
 
@@ -310,7 +310,8 @@ def test_a_backbones_folder_is_never_taken_for_the_head(refused, vit_folder, dat
     assert (vit_folder / "model.safetensors").read_bytes() == before
 
 
-RECIPES = sorted((EXAMPLES.parent / "model_cards").glob("*/recipe.yaml"))
+DEMO_RECIPE = EXAMPLES.parent / "model_cards/vit-mae-tiny/recipe.yaml"
+RECIPES = sorted(set((EXAMPLES.parent / "model_cards").glob("*/recipe.yaml")) - {DEMO_RECIPE})
 
 
 @pytest.fixture
@@ -336,7 +337,7 @@ def test_a_recipe_is_the_command_that_it_spells_out(recipe, asked, refused):
     refused("fit", *words)
     assert asked[0] == asked[1]
     assert asked[0][0] == tuple(words[:2])
-    assert "Not run here yet" in recipe.with_name("README.md").read_text() or (recipe.parent / "config.json").exists()
+    assert "Not run here yet" in recipe.with_name("README.md").read_text()
 
 
 def test_the_command_line_goes_before_the_recipe(asked, refused, tmp_path):
@@ -369,10 +370,8 @@ def test_recipes_that_cannot_be(asked, refused, tmp_path, text, words):
 def test_the_demo_head_is_what_its_recipe_gives(run, tmp_path):
     """Up to the sign of a direction and to float32 on another processor."""
     demo = EXAMPLES / "soap-vit-mae-tiny"
-    for name in ("examples", "model_cards"):
-        (tmp_path / name).symlink_to(EXAMPLES.parent / name)
-    recipe = tmp_path / "model_cards/vit-mae-tiny/recipe.yaml"
-    status, _, err = run("fit", "--recipe", recipe, "--output", "again", "--quiet")
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    status, _, err = run("fit", "--recipe", DEMO_RECIPE, "--output", "again", "--quiet")
     assert status == 0, err
     stored, again = (SOAPModelWrapper.from_pretrained(folder) for folder in (demo, tmp_path / "again"))
     projectors = [model.projections["-1"].matrix() for model in (stored, again)]
