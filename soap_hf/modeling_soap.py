@@ -16,7 +16,7 @@ from .call_convention import CallConvention, unmasked
 from .configuration_soap import SOAPConfig
 from .errors import HeadError
 from .patch_layout import PatchLayout, as_size
-from .probing import Probe, layer_tokens, probe_size
+from .probing import Probe, layer_tokens, probe_size, replace_layer_tokens
 from .projection import SOAPProjection
 from .saved_head import SavedHead
 from .soap_statistics import SOAPStatistics
@@ -204,19 +204,12 @@ class SOAPModelWrapper(SavedHead):
 
     def _clean(self, outputs: Any, layer: int, output_raw: bool) -> None:
         raw = layer_tokens(outputs, layer)
+        if output_raw and layer == -1:
+            outputs["raw_last_hidden_state"] = raw
+        elif output_raw and "raw_hidden_states" not in outputs:
+            outputs["raw_hidden_states"] = outputs.hidden_states
         clean = self.layouts[layer].map_patches(raw, self.projections[str(layer)])
-        if layer == -1:
-            if "last_hidden_state" in outputs:
-                outputs["last_hidden_state"] = clean
-            else:
-                outputs["feature_maps"] = (*outputs.feature_maps[:-1], clean)
-            if output_raw:
-                outputs["raw_last_hidden_state"] = raw
-            return
-        states = outputs.hidden_states
-        if output_raw and "raw_hidden_states" not in outputs:
-            outputs["raw_hidden_states"] = states
-        outputs["hidden_states"] = (*states[:layer], clean, *states[layer + 1 :])
+        replace_layer_tokens(outputs, layer, clean)
 
     def patch_tokens(self, pixel_values: Tensor, layer: int | None = None, *, raw: bool = False) -> Tensor:
         """Patch tokens on their grid, `(B, *grid, D)`, clean or raw.
