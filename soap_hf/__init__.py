@@ -21,6 +21,7 @@ from .synthetic import synthesize_images
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from .attach import attach_soap
     from .fitting import fit_soap
 
 
@@ -32,13 +33,14 @@ __all__ = [
     "SOAPModelWrapper",
     "SOAPProjection",
     "SOAPStatistics",
+    "attach_soap",
     "fit_soap",
     "semantic_invariance",
     "suppression_weights",
     "synthesize_images",
 ]
 
-_LAZY = {"fit_soap": "fitting"}  # needs datasets, which loading and using a head does not
+_LAZY = {"attach_soap": "attach", "fit_soap": "fitting"}  # need what loading and using a head does not
 
 
 def __getattr__(name: str) -> Any:

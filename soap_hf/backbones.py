@@ -81,13 +81,13 @@ def bare_backbone(model: nn.Module) -> PreTrainedModel:
     _refuse_head(model.config, type(model).__name__)
     if _tower_config(model.config) is not None:
         return _find_tower(model)[1]
-    if isinstance(model, BackboneMixin) and not _is_automodel(model):
+    if isinstance(model, BackboneMixin) and not is_automodel(model):
         raise BackboneError(
             f"{type(model).__name__} gives feature maps of its own; pass the model that AutoModel gives for "
             f"{model.config.model_type} instead."
         )
     # not every base model is one that AutoModel knows: DINOv3's is an encoder without embeddings
-    is_task_model = not _is_automodel(model) and _is_automodel(model.base_model)
+    is_task_model = not is_automodel(model) and is_automodel(model.base_model)
     backbone = model.base_model if is_task_model else model
     _require_images(backbone, type(backbone).__name__)
     return backbone
@@ -162,7 +162,7 @@ def _find_tower(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:
     return path, tower
 
 
-def _is_automodel(model: nn.Module) -> bool:
+def is_automodel(model: nn.Module) -> bool:
     config = getattr(model, "config", None)
     known = MODEL_MAPPING.get(type(config), ())
     return type(model) in (known if isinstance(known, (list, tuple)) else (known,))
