@@ -23,6 +23,7 @@ from .version import __version__ as __version__
 if TYPE_CHECKING:
     from .attach import attach_soap
     from .fitting import fit_soap
+    from .folding import fold, fold_into_linear, unfold
 
 
 __all__ = [
@@ -35,12 +36,21 @@ __all__ = [
     "SOAPStatistics",
     "attach_soap",
     "fit_soap",
+    "fold",
+    "fold_into_linear",
     "semantic_invariance",
     "suppression_weights",
     "synthesize_images",
+    "unfold",
 ]
 
-_LAZY = {"attach_soap": "attach", "fit_soap": "fitting"}  # need what loading and using a head does not
+_LAZY = {  # they need more than loading and using a head does
+    "attach_soap": "attach",
+    "fit_soap": "fitting",
+    "fold": "folding",
+    "fold_into_linear": "folding",
+    "unfold": "folding",
+}
 
 
 def __getattr__(name: str) -> Any:
