@@ -144,7 +144,7 @@ class CallConvention:
             # increasing noise keeps ViTMAE's patches in raster order; float32, since equal values would not
             num_patches = (height // self.noise_stride) * (width // self.noise_stride)
             noise = torch.arange(num_patches, dtype=torch.float32, device=pixels.device)
-            kwargs["noise"] = noise.expand(len(pixels), -1)
+            kwargs["noise"] = noise.expand(pixels.shape[0], -1)
         if self.returns_tuples:
             kwargs["return_dict"] = True
         return {self.pixel_argument: pixels, **kwargs}

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
@@ -47,8 +48,8 @@ class SavedHead(PreTrainedModel):
     backbone: PreTrainedModel
 
     def _remember_backbone(self) -> None:
-        """Notes the state of the backbone's weights."""
-        self._backbone_state = _training_state(self.backbone)
+        """Notes what the backbone's weights are like."""
+        self._backbone_state = _weight_samples(self.backbone)
         self._statistics: dict[int, SOAPStatistics] = {}
         self._image_processor: Any = None
         self._source: HeadSource | None = None
@@ -137,7 +138,7 @@ class SavedHead(PreTrainedModel):
         refuse_other_model(target)
         # a backbone that came from inside the head's repository has no other place
         include_backbone = include_backbone or (self.config.backbone_name_or_path or "").startswith("./")
-        if not include_backbone and _training_state(self.backbone) != self._backbone_state:
+        if not include_backbone and _differ(self._backbone_state, _weight_samples(self.backbone)):
             logger.warning(
                 "The backbone's weights have changed since it was put under this head, and saving writes the head "
                 "alone: they will be lost. Pass include_backbone=True to keep them."
@@ -250,7 +251,17 @@ def refuse_other_model(folder: Path) -> None:
         )
 
 
-def _training_state(backbone: nn.Module) -> tuple[int, ...]:
-    """Changes when an optimiser steps on the backbone's weights (autograd counts writes in place)."""
-    counted = (parameter for parameter in backbone.parameters() if not (parameter.is_meta or parameter.is_inference()))
-    return tuple(parameter._version for parameter in counted)
+def _weight_samples(backbone: nn.Module) -> Tensor:
+    """A few values of every weight, which show that an optimiser has stepped on them."""
+    # not autograd's counts of writes in place: fused optimisers, the Trainer's default, do not raise them
+    samples = [
+        parameter.detach().flatten()[:8].float() for parameter in backbone.parameters() if not parameter.is_meta
+    ]
+    devices = {sample.device for sample in samples}
+    return torch.cat([torch.cat([one for one in samples if one.device == device]).cpu() for device in devices])
+
+
+def _differ(first: Tensor, second: Tensor) -> bool:
+    """Whether samples differ by more than a change of dtype and back makes them."""
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    return first.shape != second.shape or not any(torch.equal(first.to(dtype).float(), second) for dtype in dtypes)
