@@ -254,11 +254,8 @@ def refuse_other_model(folder: Path) -> None:
 def _weight_samples(backbone: nn.Module) -> Tensor:
     """A few values of every weight, which show that an optimiser has stepped on them."""
     # not autograd's counts of writes in place: fused optimisers, the Trainer's default, do not raise them
-    samples = [
-        parameter.detach().flatten()[:8].float() for parameter in backbone.parameters() if not parameter.is_meta
-    ]
-    devices = {sample.device for sample in samples}
-    return torch.cat([torch.cat([one for one in samples if one.device == device]).cpu() for device in devices])
+    known = (parameter.detach() for parameter in backbone.parameters() if not parameter.is_meta)
+    return torch.cat([torch.zeros(0), *(parameter.flatten()[:8].float().cpu() for parameter in known)])
 
 
 def _differ(first: Tensor, second: Tensor) -> bool:
