@@ -1,4 +1,4 @@
-"""The command line: `soap-hf fit | score | info`."""
+"""The command line: `soap-hf fit | score | extract | info`."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from .cli_extract import extract
 from .cli_options import Backbone, DatasetName, Head, Revision, Token, with_fit_options
 from .errors import OutputError, SOAPError, first_sentence
 from .version import __version__
@@ -66,6 +67,9 @@ def score(
         from .report import print_report
 
         print_report(model.config)
+
+
+app.command()(extract)
 
 
 @app.command()
