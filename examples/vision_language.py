@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from transformers import AutoModel, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, ViTModel
 from transformers.utils import logging
 
 from soap_hf import attach_soap, fit_soap, fold, unfold
@@ -23,7 +23,9 @@ LAYER = 5
 def main() -> None:
     logging.disable_progress_bar()
     torch.manual_seed(0)
-    fitted = fit_soap(HERE / "vit-mae-tiny", HERE / "photos" / "fit", layer=LAYER, progress=False)
+    # the encoder of a ViT-MAE, without its masking, is a ViT
+    vit = ViTModel.from_pretrained(HERE / "vit-mae-tiny", add_pooling_layer=False, dtype=torch.float32)
+    fitted = fit_soap(vit, HERE / "photos" / "fit", layer=LAYER, progress=False)
     model = language_model_with_eyes(fitted.backbone)
     photo = Image.open(sorted((HERE / "photos" / "heldout").glob("*.jpg"))[0]).convert("RGB")
     pixels = fitted.image_processor(photo, return_tensors="pt")["pixel_values"]
@@ -33,7 +35,8 @@ def main() -> None:
         attached = image_features(model, pixels)
     print(f"Attached, the image's {len(raw)} tokens for the language model change by {change(raw, attached):.1%}.")
     folding = fold(model, fitted)
-    print(f"Folded into {', '.join(folding.deltas)}, they differ from those by {change(attached, image_features(model, pixels)):.0e}.")
+    difference = change(attached, image_features(model, pixels))
+    print(f"Folded into {', '.join(folding.deltas)}, they differ from those by {difference:.0e}.")
     unfold(model, folding)
     print(f"Unfolded, they differ from the first by {change(raw, image_features(model, pixels)):.0e}.")
 
@@ -41,9 +44,8 @@ def main() -> None:
 def language_model_with_eyes(backbone: torch.nn.Module) -> LlavaForConditionalGeneration:
     """A LLaVA with this backbone for its vision tower."""
     text = LlamaConfig(
-        hidden_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, intermediate_size=64,
-        vocab_size=128,
-    )  # fmt: skip
+        hidden_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, intermediate_size=64
+    )
     config = LlavaConfig(vision_config=backbone.config, text_config=text, vision_feature_layer=LAYER)
     model = LlavaForConditionalGeneration(config).eval()
     model.model.vision_tower = backbone

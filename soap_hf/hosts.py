@@ -181,7 +181,7 @@ def _tensors(outputs: Any, handed_on: set[int]) -> Iterator[Tensor]:
     if isinstance(outputs, Tensor):
         yield outputs
     elif isinstance(outputs, ModelOutput):
-        for value in outputs.values():
+        for value in vars(outputs).values():  # more than its fields: some models add attributes
             yield from (tensor for tensor in _tensors(value, handed_on) if id(tensor) not in handed_on)
     elif isinstance(outputs, Mapping):
         for value in outputs.values():

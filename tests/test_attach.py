@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import nn
 from transformers import BertConfig, BertModel, ViTConfig, ViTForMaskedImageModeling, ViTMAEForPreTraining, ViTModel
+from transformers.utils import ModelOutput
 from transformers.utils import logging as transformers_logging
 
 from soap_hf import PatchLayout, SOAPModelWrapper, SOAPProjection, attach_soap
 from soap_hf.attach import detach_soap
 from soap_hf.errors import BackboneError, HeadError, LayoutError
+from soap_hf.hosts import depends
 from tests.conftest import random_projection
 from tests.host_models import HOSTS, IDS, PlainViT
 from tests.tiny_backbones import COMPOSITES, VIT
@@ -335,3 +337,10 @@ def test_a_head_that_removes_nothing_changes_nothing(model, pixels):
     bare = model(pixels).reconstruction
     with attach_soap(model, SOAPProjection.identity(32)):
         assert torch.equal(model(pixels).reconstruction, bare)
+
+
+def test_what_a_model_adds_to_its_outputs_counts_as_computed():
+    first, second = (ModelOutput(last_hidden_state=torch.zeros(1)) for _ in range(2))
+    assert not depends(first, second, [])
+    first.pooler_output, second.pooler_output = [torch.zeros(1)], [torch.ones(1)]
+    assert depends(first, second, [])
