@@ -21,7 +21,9 @@ from .synthetic import synthesize_images
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from .attach import attach_soap
     from .fitting import fit_soap
+    from .folding import fold, fold_into_linear, unfold
 
 
 __all__ = [
@@ -32,13 +34,23 @@ __all__ = [
     "SOAPModelWrapper",
     "SOAPProjection",
     "SOAPStatistics",
+    "attach_soap",
     "fit_soap",
+    "fold",
+    "fold_into_linear",
     "semantic_invariance",
     "suppression_weights",
     "synthesize_images",
+    "unfold",
 ]
 
-_LAZY = {"fit_soap": "fitting"}  # needs datasets, which loading and using a head does not
+_LAZY = {  # they need more than loading and using a head does
+    "attach_soap": "attach",
+    "fit_soap": "fitting",
+    "fold": "folding",
+    "fold_into_linear": "folding",
+    "unfold": "folding",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,8 @@ import os
 from importlib import import_module
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 from transformers.configuration_utils import PretrainedConfig
@@ -97,13 +98,13 @@ def bare_backbone(model: nn.Module) -> PreTrainedModel:
     _refuse_head(model.config, type(model).__name__)
     if tower_config(model.config) is not None:
         return _find_tower(model)[1]
-    if isinstance(model, BackboneMixin) and not _is_automodel(model):
+    if isinstance(model, BackboneMixin) and not is_automodel(model):
         raise BackboneError(
             f"{type(model).__name__} gives feature maps of its own; pass the model that AutoModel gives for "
             f"{model.config.model_type} instead."
         )
     # not every base model is one that AutoModel knows: DINOv3's is an encoder without embeddings
-    is_task_model = not _is_automodel(model) and _is_automodel(model.base_model)
+    is_task_model = not is_automodel(model) and is_automodel(model.base_model)
     backbone = model.base_model if is_task_model else model
     _require_images(backbone, type(backbone).__name__)
     return backbone
@@ -112,6 +113,19 @@ def bare_backbone(model: nn.Module) -> PreTrainedModel:
 def _refuse_head(config: PretrainedConfig, name: str) -> None:
     if config.model_type == "soap":
         raise BackboneError(f"{name} is a SOAP head, not a backbone; give the backbone that it was fitted on.")
+
+
+def weight_samples(backbone: nn.Module) -> Tensor:
+    """A few values of every weight, float32 on the CPU, which show that an optimiser has stepped on them."""
+    # not autograd's counts of writes in place: fused optimisers, the Trainer's default, do not raise them
+    known = (parameter.detach() for parameter in backbone.parameters() if not parameter.is_meta)
+    return torch.cat([torch.zeros(0), *(parameter.flatten()[:8].float().cpu() for parameter in known)])
+
+
+def differ(first: Tensor, second: Tensor) -> bool:
+    """Whether samples of weights differ by more than a change of dtype and back makes them."""
+    dtypes = (torch.float32, torch.float16, torch.bfloat16)
+    return first.shape != second.shape or not any(torch.equal(first.to(dtype).float(), second) for dtype in dtypes)
 
 
 def random_backbone(config: PretrainedConfig) -> PreTrainedModel:
@@ -178,7 +192,7 @@ def _find_tower(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:
     return path, tower
 
 
-def _is_automodel(model: nn.Module) -> bool:
+def is_automodel(model: nn.Module) -> bool:
     config = getattr(model, "config", None)
     known = MODEL_MAPPING.get(type(config), ())
     return type(model) in (known if isinstance(known, (list, tuple)) else (known,))

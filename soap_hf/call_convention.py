@@ -48,7 +48,7 @@ def unmasked(backbone: PreTrainedModel) -> PreTrainedModel:
     """
     if backbone.config.model_type != "vit_mae" or backbone.config.mask_ratio == 0:
         return backbone
-    _install_capturing_hooks(backbone)
+    install_capturing_hooks(backbone)
     view = _shallow_copy(backbone)
     view.config = copy.deepcopy(backbone.config)
     view.config.mask_ratio = 0.0
@@ -66,7 +66,7 @@ def _shallow_copy(module: Any) -> Any:
     return clone
 
 
-def _install_capturing_hooks(backbone: PreTrainedModel) -> None:
+def install_capturing_hooks(backbone: PreTrainedModel) -> None:
     # transformers hooks the layers on first use and remembers it on the model: view and original share the layers, so
     # the hooks must be there before the view is made, or they would be installed twice
     try:
@@ -144,7 +144,7 @@ class CallConvention:
             # increasing noise keeps ViTMAE's patches in raster order; float32, since equal values would not
             num_patches = (height // self.noise_stride) * (width // self.noise_stride)
             noise = torch.arange(num_patches, dtype=torch.float32, device=pixels.device)
-            kwargs["noise"] = noise.expand(len(pixels), -1)
+            kwargs["noise"] = noise.expand(pixels.shape[0], -1)
         if self.returns_tuples:
             kwargs["return_dict"] = True
         return {self.pixel_argument: pixels, **kwargs}

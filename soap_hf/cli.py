@@ -1,4 +1,4 @@
-"""The command line: `soap-hf fit | score | info | push`."""
+"""The command line: `soap-hf fit | score | extract | info | push`."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 
+from .cli_extract import extract
 from .cli_options import (
     Backbone,
     BackboneId,
@@ -99,6 +100,9 @@ def score(
         from .report import print_report
 
         print_report(model.config)
+
+
+app.command()(extract)
 
 
 @app.command()

@@ -12,7 +12,8 @@ import typer
 from .errors import first_sentence
 
 
-def _parse_image_size(text: str) -> tuple[int, int]:
+def parse_image_size(text: str) -> tuple[int, int]:
+    """`224` or `224x448` as `(height, width)`."""
     parts = text.lower().split("x")
     if len(parts) > 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
         raise typer.BadParameter(f"{text!r} is no image size; give 224 or HEIGHTxWIDTH, e.g. 224x448.")
@@ -87,7 +88,7 @@ def _fit_options(
     batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 32,
     image_size: Annotated[
         Any,
-        typer.Option(parser=_parse_image_size, metavar="SIZE|HxW", help="Input size; default: the image processor's."),
+        typer.Option(parser=parse_image_size, metavar="SIZE|HxW", help="Input size; default: the image processor's."),
     ] = None,
     layer: Annotated[
         Optional[list[int]],

@@ -1,6 +1,6 @@
 """Images from data sets: opening, sampling, decoding, and counting those that cannot be read."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -151,10 +151,11 @@ def _choose_split(splits: list[str], split: str | None) -> str:
 
 @dataclass(frozen=True)
 class BadImage:
-    """An image that could not be read, and why."""
+    """An image that could not be read, and why; `row` is its number in the sample."""
 
     name: str
     reason: str
+    row: int = -1
 
     def __str__(self) -> str:
         return f"{self.name} ({self.reason})"
@@ -167,27 +168,26 @@ class ImageSample:
         dataset (`Dataset` or `IterableDataset`): where the images are. A stream is shuffled through a buffer.
         column (`str`): the image column.
         num_images (`int`, *optional*): how many to draw; all if there are fewer, or if `None`.
-        seed (`int`): names the sample.
+        seed (`int`, *optional*): names the sample; `None` keeps the order of the data set.
 
     Raises:
-        DataError: no such column, not images, or fewer than 2.
+        DataError: no such column, not images, or fewer than 2 for a random sample.
     """
 
-    def __init__(self, dataset: Dataset | IterableDataset, column: str, num_images: int | None, seed: int):
+    def __init__(self, dataset: Dataset | IterableDataset, column: str, num_images: int | None, seed: int | None):
         self.column = column
         self.streamed = isinstance(dataset, IterableDataset)
         dataset = _undecoded(dataset, column)
         if isinstance(dataset, IterableDataset):
-            stream = dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+            stream = dataset if seed is None else dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
             self._rows: Any = stream if num_images is None else stream.take(num_images)
             self.available = num_images
         else:
-            order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
-            self._rows = dataset.select(order[:num_images])
+            self._rows = dataset.select(_order(len(dataset), seed)[:num_images])
             self.available = len(self._rows)
-            if self.available < 2:
+            if self.available < 2 and seed is not None:
                 raise DataError(f"A fit needs at least 2 images, but the data set has {self.available}.")
-        self._seed = seed
+        self._seed = seed or 0
 
     def batches(
         self, preprocess: ImagePreprocessor, batch_size: int, num_workers: int = 0
@@ -203,6 +203,25 @@ class ImageSample:
             generator=torch.Generator().manual_seed(self._seed),
         )
         yield from loader
+
+
+def _order(length: int, seed: int | None) -> Sequence[int]:
+    if seed is None:
+        return range(length)
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def stop_if_too_many_bad(bad: Sequence[BadImage], max_share: float, seen: int, expected: int) -> None:
+    """Stops a run of `expected` images when more of them were unreadable than it may skip; one it always may.
+
+    Raises:
+        DataError: names them.
+    """
+    if len(bad) > max(1, int(max_share * expected)):
+        raise DataError(
+            f"Too many unreadable images ({len(bad)} among the first {seen}): {', '.join(map(str, bad))}; mend them "
+            "or raise max_bad_images."
+        )
 
 
 def _undecoded(dataset: Dataset | IterableDataset, column: str) -> Dataset | IterableDataset:
@@ -242,7 +261,7 @@ def _read(row: dict[str, Any], number: int, column: str, preprocess: ImagePrepro
     except Exception as error:  # decoders raise what they like, and every one of them means a bad file
         path = value.get("path") if isinstance(value, dict) else None
         reason = "no known image format" if isinstance(error, UnidentifiedImageError) else first_sentence(error)
-        return BadImage(str(path or f"row {number} of the sample"), reason)
+        return BadImage(str(path or f"row {number} of the sample"), reason, number)
     return preprocess(image)
 
 

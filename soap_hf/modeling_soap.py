@@ -16,7 +16,8 @@ from .call_convention import CallConvention, unmasked
 from .configuration_soap import SOAPConfig
 from .errors import HeadError
 from .patch_layout import PatchLayout, as_size
-from .probing import Probe, layer_tokens, probe_size
+from .pooling import Pooling, pool_tokens
+from .probing import Probe, layer_tokens, probe_size, replace_layer_tokens
 from .projection import SOAPProjection
 from .saved_head import SavedHead
 from .soap_statistics import SOAPStatistics
@@ -165,6 +166,7 @@ class SOAPModelWrapper(SavedHead):
         output_raw: bool = False,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        pooling: Pooling | None = None,
         **kwargs: Any,
     ) -> Any:
         """Runs the backbone and cleans its patch tokens.
@@ -178,6 +180,8 @@ class SOAPModelWrapper(SavedHead):
                 `raw_last_hidden_state`, or `raw_hidden_states` for a head on other layers.
             output_hidden_states (`bool`, *optional*): as in transformers; set by itself if the head cleans one.
             return_dict (`bool`, *optional*): `False` returns a tuple.
+            pooling (`str`, *optional*): add `image_embeds`, one vector an image made of the tokens of the last layer
+                listed: `"mean"` of the clean patches, `"cls"` or `"cls+mean"`.
             kwargs: handed to the backbone. Position embeddings are interpolated where the backbone can and must.
 
         Returns:
@@ -200,23 +204,19 @@ class SOAPModelWrapper(SavedHead):
         if self._cleaning:
             for layer in self.config.layers:
                 self._clean(outputs, layer, output_raw)
+        if pooling is not None:
+            layer, size = self.config.layers[-1], (pixel_values.shape[-2], pixel_values.shape[-1])
+            outputs["image_embeds"] = pool_tokens(layer_tokens(outputs, layer), self.layouts[layer], size, pooling)
         return outputs.to_tuple() if return_dict is False else outputs
 
     def _clean(self, outputs: Any, layer: int, output_raw: bool) -> None:
         raw = layer_tokens(outputs, layer)
+        if output_raw and layer == -1:
+            outputs["raw_last_hidden_state"] = raw
+        elif output_raw and "raw_hidden_states" not in outputs:
+            outputs["raw_hidden_states"] = outputs.hidden_states
         clean = self.layouts[layer].map_patches(raw, self.projections[str(layer)])
-        if layer == -1:
-            if "last_hidden_state" in outputs:
-                outputs["last_hidden_state"] = clean
-            else:
-                outputs["feature_maps"] = (*outputs.feature_maps[:-1], clean)
-            if output_raw:
-                outputs["raw_last_hidden_state"] = raw
-            return
-        states = outputs.hidden_states
-        if output_raw and "raw_hidden_states" not in outputs:
-            outputs["raw_hidden_states"] = states
-        outputs["hidden_states"] = (*states[:layer], clean, *states[layer + 1 :])
+        replace_layer_tokens(outputs, layer, clean)
 
     def patch_tokens(self, pixel_values: Tensor, layer: int | None = None, *, raw: bool = False) -> Tensor:
         """Patch tokens on their grid, `(B, *grid, D)`, clean or raw.

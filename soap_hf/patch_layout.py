@@ -279,6 +279,7 @@ def as_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
     if image_size is None:
         return None
     sides = (image_size, image_size) if isinstance(image_size, (int, float)) else tuple(image_size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+    numbers = (int, torch.SymInt)  # torch.export has sizes that it does not know yet
+    if len(sides) != 2 or not all(isinstance(side, numbers) and side > 0 for side in sides):
         raise LayoutError(f"image_size must be a positive whole number or a pair (height, width), not {image_size!r}.")
     return sides

@@ -174,3 +174,14 @@ def layer_tokens(outputs: Any, layer: int) -> Tensor:
     if layer >= len(states):
         raise BackboneError(f"layer={layer} does not exist: the backbone has hidden states 0 to {len(states) - 1}.")
     return states[layer]
+
+
+def replace_layer_tokens(outputs: Any, layer: int, tokens: Tensor) -> None:
+    """Puts `tokens` where `layer_tokens` reads them."""
+    if layer >= 0:
+        states = outputs.hidden_states
+        outputs["hidden_states"] = (*states[:layer], tokens, *states[layer + 1 :])
+    elif "last_hidden_state" in outputs:
+        outputs["last_hidden_state"] = tokens
+    else:
+        outputs["feature_maps"] = (*outputs.feature_maps[:-1], tokens)

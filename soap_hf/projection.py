@@ -93,6 +93,15 @@ class SOAPProjection(nn.Module):
         identity = torch.eye(self.dim, device=self.basis.device)
         return identity - (self.basis * self.weights) @ self.basis.T
 
+    def to_linear(self) -> nn.Linear:
+        """A plain `nn.Linear(D, D, bias=False)` that does the same, frozen, for those who want only that.
+
+        It costs `D * D` a token instead of `2 * D * k`, and half precision rounds it.
+        """
+        linear = nn.Linear(self.dim, self.dim, bias=False, device=self.basis.device)
+        linear.weight = nn.Parameter(self.matrix(), requires_grad=False)
+        return linear
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SOAPProjection":
         # .half() and .to(bfloat16) move this module, but never round it
         exact: dict[str, Any] = dict(self._buffers)

@@ -8,12 +8,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoImageProcessor, PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import logging
 
-from .backbones import bare_backbone, load_backbone, resolve_commit
+from .backbones import bare_backbone, differ, load_backbone, resolve_commit, weight_samples
 from .configuration_soap import SOAPConfig
 from .errors import HeadError, OutputError, first_sentence
 from .head_files import (
@@ -46,8 +46,8 @@ class SavedHead(PreTrainedModel):
     backbone: PreTrainedModel
 
     def _remember_backbone(self) -> None:
-        """Notes the state of the backbone's weights."""
-        self._backbone_state = _training_state(self.backbone)
+        """Notes what the backbone's weights are like."""
+        self._backbone_state = weight_samples(self.backbone)
         self._statistics: dict[int, SOAPStatistics] = {}
         self._image_processor: Any = None
         self._source: HeadSource | None = None
@@ -145,7 +145,7 @@ class SavedHead(PreTrainedModel):
         refuse_other_model(target)
         # a backbone that came from inside the head's repository has no other place
         include_backbone = include_backbone or (self.config.backbone_name_or_path or "").startswith("./")
-        if not include_backbone and _training_state(self.backbone) != self._backbone_state:
+        if not include_backbone and differ(self._backbone_state, weight_samples(self.backbone)):
             logger.warning(
                 "The backbone's weights have changed since it was put under this head, and saving writes the head "
                 "alone: they will be lost. Pass include_backbone=True to keep them."
@@ -306,9 +306,3 @@ def _write_card(staging: Path, target: Path) -> None:
     card = target / CARD_FILE
     old = card.read_text(encoding="utf-8") if card.exists() else None
     write_card(read_config(HeadSource(os.fspath(staging))), staging, name=target.name, old=old)
-
-
-def _training_state(backbone: nn.Module) -> tuple[int, ...]:
-    """Changes when an optimiser steps on the backbone's weights (autograd counts writes in place)."""
-    counted = (parameter for parameter in backbone.parameters() if not (parameter.is_meta or parameter.is_inference()))
-    return tuple(parameter._version for parameter in counted)

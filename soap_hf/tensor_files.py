@@ -23,12 +23,14 @@ MAX_HEADER = 1 << 20
 """Bytes of its header: that of a head of forty layers has ten thousand."""
 
 
-def read_tensors(path: str | os.PathLike, names: set[str], *, what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Reads a safetensors file that must hold exactly the tensors `names`, of real numbers, all of them finite.
+def read_tensors(
+    path: str | os.PathLike, names: set[str] | None, *, what: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Reads a safetensors file that must hold the tensors `names`, of real numbers, all of them finite.
 
     Args:
         path (`str` or `os.PathLike`): the file.
-        names (`set[str]`): the tensors it must hold, no more and no fewer.
+        names (`set[str]`, *optional*): the tensors it must hold, no more and no fewer; `None` reads what there is.
         what (`str`): what the file is, for error messages, e.g. `"head"`.
 
     Returns:
@@ -42,16 +44,16 @@ def read_tensors(path: str | os.PathLike, names: set[str], *, what: str) -> tupl
         _refuse_large(Path(path))
         with safe_open(path, framework="pt") as file:
             found = set(file.keys())
-            if found != names:
+            if names is not None and found != names:
                 missing, extra = sorted(names - found), sorted(found - names)
                 raise HeadError(
                     f"The {what} {path} does not hold the tensors its config promises (missing: {missing or 'none'}, "
                     f"unexpected: {extra or 'none'}); fetch or fit it anew."
                 )
-            for name in sorted(names):
+            for name in sorted(found):
                 if (dtype := file.get_slice(name).get_dtype()) not in DTYPES:
                     raise HeadError(f"Tensor {name!r} of the {what} {path} is {dtype}; fetch or fit it anew.")
-            tensors = {name: file.get_tensor(name) for name in sorted(names)}
+            tensors = {name: file.get_tensor(name) for name in sorted(found)}
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise HeadError(f"The {what} {path} cannot be read as safetensors ({error}); fetch or fit it anew.") from error

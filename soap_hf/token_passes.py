@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from .call_convention import evaluation_mode
-from .data import SHUFFLE_BUFFER, BadImage, ImageSample
+from .data import SHUFFLE_BUFFER, BadImage, ImageSample, stop_if_too_many_bad
 from .errors import DataError, NonFiniteTokensError
 from .modeling_soap import SOAPModelWrapper
 from .preprocessing import ImagePreprocessor
@@ -53,7 +53,7 @@ class TokenPasses:
     ):
         self.model, self.sample, self.preprocess = model, sample, preprocess
         self.batch_size, self.max_bad_images, self.progress = batch_size, max_bad_images, progress
-        self.num_workers = _default_workers(sample) if num_workers is None else num_workers
+        self.num_workers = default_workers(sample) if num_workers is None else num_workers
         self.bad_images: list[BadImage] = []
 
     @torch.no_grad()
@@ -139,17 +139,14 @@ class TokenPasses:
         return tokens
 
     def _stop_if_too_many_bad(self, seen: int, expected: int) -> None:
-        if len(self.bad_images) > max(1, int(self.max_bad_images * expected)):
-            raise DataError(
-                f"Too many unreadable images ({len(self.bad_images)} among the first {seen}): "
-                f"{', '.join(map(str, self.bad_images))}; mend them or raise max_bad_images."
-            )
+        stop_if_too_many_bad(self.bad_images, self.max_bad_images, seen, expected)
 
     def _bar(self, phase: str, total: int | None) -> tqdm:
         return tqdm(total=total, desc=phase, unit=" images", disable=not self.progress)
 
 
-def _default_workers(sample: ImageSample) -> int:
+def default_workers(sample: ImageSample) -> int:
+    """Processes that decode images: what the machine and the sample allow."""
     # starting a process costs more than decoding a few images
     if sample.available is not None and sample.available < 200:
         return 0

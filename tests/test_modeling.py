@@ -10,6 +10,7 @@ from transformers import AutoModel, ViTForImageClassification, ViTMAEConfig, ViT
 from soap_hf import PatchLayout, SOAPModelWrapper, SOAPProjection, SOAPStatistics, fit_soap
 from soap_hf.errors import BackboneError, HeadError, SOAPError
 from tests.conftest import random_projection
+from tests.tiny_backbones import TINY_BACKBONES
 
 MAE = ViTMAEConfig(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8,
@@ -223,3 +224,35 @@ def test_fitted_on_one_size_and_used_at_another(vit, images: Dataset, processor)
     model = fit_soap(vit, images, image_processor=processor, image_size=64, mu=3, num_images=16, progress=False)
     assert model.config.fit["image_size"] == [64, 64]
     assert model.patch_tokens(torch.randn(1, 3, 32, 48)).shape == (1, 4, 6, 32)
+
+
+def test_pooled_tokens_are_an_output(vit, projection, pixels):
+    wrapper = SOAPModelWrapper.from_backbone(vit, {1: random_projection(32), -1: projection})
+    tokens = wrapper(pixels).last_hidden_state
+    cls, mean = tokens[:, 0], tokens[:, 1:].mean(1)
+    for pooling, expected in {"mean": mean, "cls": cls, "cls+mean": torch.cat((cls, mean), dim=1)}.items():
+        torch.testing.assert_close(wrapper(pixels, pooling=pooling).image_embeds, expected)
+        torch.testing.assert_close(wrapper(pixels, pooling=pooling, return_dict=False)[-1], expected)
+    assert "image_embeds" not in wrapper(pixels)
+    with wrapper.disabled():
+        torch.testing.assert_close(
+            wrapper(pixels, pooling="mean").image_embeds, vit(pixels).last_hidden_state[:, 1:].mean(1)
+        )
+
+
+def test_pooling_that_is_not_possible_is_refused(vit, projection, pixels):
+    with pytest.raises(SOAPError, match="one of mean, cls, "):
+        SOAPModelWrapper.from_backbone(vit, projection)(pixels, pooling="max")
+    without_cls = SOAPModelWrapper.from_backbone(TINY_BACKBONES["ijepa"].build(), projection)
+    with pytest.raises(SOAPError, match="no token before its patches"):
+        without_cls(pixels, pooling="cls")
+
+
+@pytest.mark.parametrize("name", ["convnext", "pixtral"])
+def test_maps_and_packed_tokens_are_pooled_image_by_image(name):
+    tiny = TINY_BACKBONES[name]
+    model = SOAPModelWrapper.from_backbone(tiny.build(), None)
+    pixels = torch.randn(2, 3, *tiny.size)
+    pooled = model(pixels, pooling="mean").image_embeds
+    torch.testing.assert_close(pooled, model.patch_tokens(pixels).mean((1, 2)))
+    assert pooled.shape == (2, model.config.hidden_size)

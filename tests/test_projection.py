@@ -195,3 +195,11 @@ def test_rounding_of_a_stored_basis_is_accepted():
 def test_tokens_of_another_width_are_refused(rank):
     with pytest.raises(HeadError, match="width 32, but got tokens of width 16"):
         random_projection(DIM, rank)(torch.randn(2, DIM // 2))
+
+
+def test_a_plain_linear_does_the_same_and_is_not_trained():
+    projection = random_projection(16)
+    linear, tokens = projection.to_linear(), torch.randn(2, 5, 16)
+    assert type(linear) is torch.nn.Linear
+    torch.testing.assert_close(linear(tokens), projection(tokens))
+    assert not linear.weight.requires_grad

@@ -14,9 +14,10 @@ for operator in ("nms", "qnms"):
     with contextlib.suppress(RuntimeError):  # torchvision is whole
         torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
 
+import timm
 from transformers import AutoModel, TimmWrapperConfig
 
-from soap_hf import SOAPModelWrapper
+from soap_hf import SOAPModelWrapper, attach_soap
 from tests.conftest import random_projection
 
 MODELS = {
@@ -44,6 +45,23 @@ def measure(architecture: str, size: int) -> str:
     return f"{model.layouts[-1]}, tokens {tuple(model.patch_tokens(pixels).shape)}, comes back: {same}"
 
 
+@torch.no_grad()
+def measure_attached(architecture: str, size: int) -> str:
+    """Whether a head attached to timm's own model cleans what its wrapper cleans, and leaves no trace."""
+    live = timm.create_model(architecture, num_classes=5).eval()
+    backbone = AutoModel.from_config(TimmWrapperConfig(architecture=architecture, do_pooling=False)).eval()
+    backbone.timm_model.load_state_dict(live.state_dict(), strict=False)
+    wrapper = SOAPModelWrapper.from_backbone(backbone, random_projection(live.num_features), image_size=size)
+    pixels = torch.randn(1, 3, size, size)
+    before = live(pixels)
+    with attach_soap(live, wrapper, inputs=pixels):
+        difference = (live.forward_features(pixels) - wrapper(pixels).last_hidden_state).abs().max()
+    restored = torch.equal(live(pixels), before)
+    return f"attached, its tokens differ by {difference:.0e} from the wrapper's; as before when detached: {restored}"
+
+
 if __name__ == "__main__":
     for architecture, size in MODELS.items():
         print(f"{architecture}: {measure(architecture, size)}")
+        if "vit" in architecture or "deit" in architecture:
+            print(f"{architecture}: {measure_attached(architecture, size)}")
