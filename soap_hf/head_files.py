@@ -14,6 +14,7 @@ from transformers.utils.hub import cached_file
 from .configuration_soap import SOAPConfig
 from .errors import HeadError, first_sentence
 from .projection import SOAPProjection
+from .soap_statistics import SOAPStatistics
 from .tensor_files import read_tensors
 
 WEIGHTS_FILE = "model.safetensors"
@@ -120,6 +121,23 @@ def read_projections(source: HeadSource, config: SOAPConfig) -> dict[int, SOAPPr
         _check_shape(weights, tensors[weights], (rank,))
         projections[layer] = SOAPProjection(tensors[basis], tensors[weights])
     return projections
+
+
+def statistics_file(config: SOAPConfig, layer: int) -> str:
+    """Name of the file with the statistics of a layer."""
+    return "statistics.safetensors" if len(config.layers) == 1 else f"statistics.{layer}.safetensors"
+
+
+def read_statistics(source: HeadSource, config: SOAPConfig) -> dict[int, SOAPStatistics]:
+    """Reads the statistics of a head, by layer; empty if it was saved without.
+
+    Raises:
+        HeadError: a file is malformed.
+    """
+    paths = {layer: source.fetch_if_there(statistics_file(config, layer)) for layer in config.layers}
+    if any(path is None for path in paths.values()):
+        return {}
+    return {layer: SOAPStatistics.load(path) for layer, path in paths.items() if path}
 
 
 def check_same_architecture(stored: PretrainedConfig | None, actual: PretrainedConfig) -> None:
