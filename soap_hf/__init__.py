@@ -1,7 +1,8 @@
 """SOAP for Hugging Face Transformers: clean patch tokens from any frozen vision backbone.
 
-Importing this package registers `SOAPConfig` and `SOAPModelWrapper` with transformers, so that
-`AutoModel.from_pretrained(head)` and `pipeline("image-feature-extraction", model=head)` work.
+Importing this package registers `SOAPConfig`, `SOAPModelWrapper` and a pipeline with transformers, so that
+`AutoModel.from_pretrained(head)`, `pipeline("image-feature-extraction", model=head)` and
+`pipeline("salient-object-segmentation", model=head)` work.
 """
 
 from importlib import import_module
@@ -14,6 +15,7 @@ from .errors import SOAPError
 from .modeling_soap import SOAPModelWrapper
 from .modeling_soap_backbone import SOAPBackbone
 from .patch_layout import PatchLayout
+from .pipelines import register as register_pipelines
 from .projection import SOAPProjection
 from .semantic_invariance import semantic_invariance, suppression_weights
 from .soap_statistics import SOAPStatistics
@@ -62,3 +64,4 @@ def __getattr__(name: str) -> Any:
 AutoConfig.register(SOAPConfig.model_type, SOAPConfig, exist_ok=True)
 AutoModel.register(SOAPConfig, SOAPModelWrapper, exist_ok=True)
 AutoBackbone.register(SOAPConfig, SOAPBackbone, exist_ok=True)
+register_pipelines()

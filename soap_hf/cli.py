@@ -1,4 +1,4 @@
-"""The command line: `soap-hf fit | score | extract | info | push`."""
+"""The command line: `soap-hf fit | score | info | extract | evaluate | figures | push`."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,9 @@ from typing import Annotated, Any, Optional
 import typer
 from rich.console import Console
 
+from .cli_evaluate import app as evaluate
 from .cli_extract import extract
+from .cli_figures import draw_figures
 from .cli_options import (
     Backbone,
     BackboneId,
@@ -18,9 +20,10 @@ from .cli_options import (
     Recipe,
     Revision,
     Token,
+    hide_progress_bars,
     with_fit_options,
 )
-from .errors import OutputError, SOAPError, first_sentence
+from .errors import SOAPError, first_sentence
 from .version import __version__
 
 app = typer.Typer(
@@ -29,6 +32,8 @@ app = typer.Typer(
     help="Clean patch tokens from any frozen vision backbone (SOAP, arXiv 2604.00172).",
     epilog="Add --debug to any command for the full traceback of an error.",
 )
+app.add_typer(evaluate, name="evaluate")
+app.command("figures")(draw_figures)
 
 
 def _print_version(wanted: bool) -> None:
@@ -59,11 +64,16 @@ def fit(
     ] = None,
     backbone_id: BackboneId = None,
     private: Private = False,
+    figures: Annotated[bool, typer.Option(help="Draw figures for the head, which needs matplotlib.")] = True,
     recipe: Recipe = None,
     **options: Any,
 ) -> None:
     """Fit a head on your own images and write it to a folder."""
-    _check_output(output, overwrite)
+    from .saved_head import refuse_other_model
+    from .tensor_files import check_output_folder
+
+    check_output_folder(output, overwrite)
+    refuse_other_model(output)
     push = None
     if push_to_hub is not None:
         from .hub import Push, check_push
@@ -77,7 +87,7 @@ def fit(
         )
         check_push(push, backbone)
     model = _fit(backbone, dataset, **options)
-    model.save_pretrained(output, include_backbone=include_backbone)
+    model.save_pretrained(output, include_backbone=include_backbone, figures=_figures(model) if figures else None)
     if not options["quiet"]:
         typer.echo(f"Head written to {output}")
     if push is not None:
@@ -156,29 +166,19 @@ def _fit(backbone: str, dataset: str, *, quiet: bool, layer: Any, **options: Any
     from .fitting import fit_soap
 
     if quiet:
-        from datasets import disable_progress_bars
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
-        disable_progress_bars()
+        hide_progress_bars()
     return fit_soap(backbone, dataset, layer=layer or -1, progress=not quiet, **options)
 
 
-def _check_output(output: Path, overwrite: bool) -> None:
-    """Refuses, before any work, a folder that holds something or cannot be written."""
-    if output.exists() and not output.is_dir():
-        raise OutputError(f"{output} is a file; choose a folder.")
-    if output.exists() and any(output.iterdir()) and not overwrite:
-        raise OutputError(f"{output} is not empty; choose another folder or pass --overwrite.")
-    from .saved_head import refuse_other_model
-    from .tensor_files import staging_folder
+def _figures(model: Any) -> dict[str, bytes]:
+    """The figures to save beside a head; none, and that is said, if they cannot be drawn: they must not cost a fit."""
+    try:
+        from .figures import head_figures
 
-    refuse_other_model(output)
-    is_new = not output.exists()
-    with staging_folder(output):
-        pass
-    if is_new:  # a fit that fails leaves no empty head
-        output.rmdir()
+        return head_figures(model)
+    except Exception as error:
+        typer.echo(f"No figures: {first_sentence(error)}.", err=True)
+        return {}
 
 
 def main() -> None:

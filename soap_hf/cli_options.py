@@ -78,6 +78,15 @@ Token = Annotated[
 ]
 
 
+def hide_progress_bars() -> None:
+    """No bars from transformers or datasets."""
+    from datasets import disable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    disable_progress_bars()
+
+
 def _fit_options(
     image_column: Annotated[str, typer.Option(help="Column that holds the images.")] = "image",
     split: Annotated[Optional[str], typer.Option(help="Split; default: the only one, else train.")] = None,
@@ -117,12 +126,62 @@ def _fit_options(
     """Never called: its parameters are the options that every command that fits shares."""
 
 
+def _evaluation_options(
+    method: Annotated[
+        Optional[list[str]],
+        typer.Option(help="Arm beside raw: soap (default), zero-image or top-pc. May be repeated."),
+    ] = None,
+    rank: Annotated[
+        Optional[int], typer.Option(min=1, help="Directions of zero-image and top-pc; default: the head's.")
+    ] = None,
+    layer: Annotated[Optional[int], typer.Option(min=-1, help="Default: the head's last one.")] = None,
+    image_column: Annotated[str, typer.Option(help="Column that holds the images.")] = "image",
+    config_name: Annotated[Optional[str], typer.Option(help="Configuration of a hub data set.")] = None,
+    image_size: Annotated[
+        Any,
+        typer.Option(parser=parse_image_size, metavar="SIZE|HxW", help="Input size; default: the image processor's."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of random samples of the images.")] = 0,
+    max_bad_images: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of unreadable images that are skipped.")
+    ] = 0.01,
+    device: Annotated[Optional[str], typer.Option(help="Default: the accelerator if there is one.")] = None,
+    revision: Revision = None,
+    token: Token = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the backbone.")
+    ] = False,
+    output: Annotated[Optional[Path], typer.Option(help="Folder for a CSV (a row an image) and summary.json.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No bars.")] = False,
+) -> None:
+    """Never called: its parameters are the options that every evaluation shares."""
+
+
 def with_fit_options(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command that takes `**options` the parameters of `_fit_options`."""
+    return _with_options(command, _fit_options)
+
+
+def with_evaluation_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command that takes `**options` the parameters of `_evaluation_options`."""
+    return _with_options(command, _evaluation_options)
+
+
+def with_single_image_options(command: Callable[..., None]) -> Callable[..., None]:
+    """As `with_evaluation_options`, for a command that takes images one at a time."""
+    return _with_options(command, _evaluation_options, without="batch_size")
+
+
+def _with_options(
+    command: Callable[..., None], template: Callable[..., None], without: str | None = None
+) -> Callable[..., None]:
     own = [
         parameter for parameter in signature(command).parameters.values() if parameter.kind != Parameter.VAR_KEYWORD
     ]
-    shared = list(signature(_fit_options).parameters.values())
+    taken = {without, *(parameter.name for parameter in own)}
+    shared = [parameter for parameter in signature(template).parameters.values() if parameter.name not in taken]
     required_first = sorted(own + shared, key=lambda parameter: parameter.default is not Parameter.empty)
 
     @wraps(command)

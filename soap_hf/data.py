@@ -1,13 +1,13 @@
 """Images from data sets: opening, sampling, decoding, and counting those that cannot be read."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import (
+    ClassLabel,
     Dataset,
     DatasetDict,
     IterableDataset,
@@ -19,21 +19,18 @@ from datasets import (
 )
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetNotFoundError
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
 
 from .errors import DataError, first_sentence
+from .image_files import BadImage, files_by_split, read_image
 from .preprocessing import ImagePreprocessor, to_rgb
 
 SHUFFLE_BUFFER = 1000
 """Images held to shuffle a stream."""
-
-SPLIT_FOLDERS = {"train", "test", "val", "validation"}
-
-IMAGE_EXTENSIONS = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
 
 
 def open_dataset(
@@ -107,21 +104,21 @@ def _builder_arguments(path: Path) -> dict[str, Any] | None:
 def _image_folder(path: Path) -> DatasetDict | None:
     """The images of a folder and all below it; `None` if it holds none.
 
-    Folders named as splits make splits. Unlike in `datasets`, names of files do not: every image counts.
+    Folders named as splits make splits. Unlike in `datasets`, names of files do not: every image counts. If all images
+    of every split lie in sub-folders, two or more in all, those are classes, and name the column `label`.
     """
-    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file()]
-    if not files:
-        return None
-    tops = [file.relative_to(path).parts[0] for file in files]
-    by_split: dict[str, list[str]] = {}
-    for file, top in zip(files, tops, strict=True):
-        by_split.setdefault(top if set(tops) <= SPLIT_FOLDERS else "train", []).append(str(file))
-    return DatasetDict(
-        {
-            split: Dataset.from_dict({"image": paths}, split=split).cast_column("image", ImageFeature())
-            for split, paths in by_split.items()
-        }
-    )
+    splits = files_by_split(path)
+    below = {split: [file.relative_to(root) for file in files] for split, (root, files) in splits.items()}
+    classes = sorted({file.parts[0] for files in below.values() for file in files})
+    labelled = len(classes) > 1 and all(len(file.parts) > 1 for files in below.values() for file in files)
+    made = DatasetDict()
+    for split, (_, files) in splits.items():
+        made[split] = Dataset.from_dict({"image": list(map(str, files))}, split=split)
+        made[split] = made[split].cast_column("image", ImageFeature())
+        if labelled:
+            labels = [classes.index(file.parts[0]) for file in below[split]]
+            made[split] = made[split].add_column("label", labels, feature=ClassLabel(names=classes))
+    return made or None
 
 
 def _take_split(splits: DatasetDict | IterableDatasetDict, split: str | None) -> Dataset | IterableDataset:
@@ -149,18 +146,6 @@ def _choose_split(splits: list[str], split: str | None) -> str:
     raise DataError(f"The data set has several splits; choose one of {', '.join(splits)} with split=….")
 
 
-@dataclass(frozen=True)
-class BadImage:
-    """An image that could not be read, and why; `row` is its number in the sample."""
-
-    name: str
-    reason: str
-    row: int = -1
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.reason})"
-
-
 class ImageSample:
     """A seeded random sample of a data set's images, read in the same order each time.
 
@@ -177,7 +162,7 @@ class ImageSample:
     def __init__(self, dataset: Dataset | IterableDataset, column: str, num_images: int | None, seed: int | None):
         self.column = column
         self.streamed = isinstance(dataset, IterableDataset)
-        dataset = _undecoded(dataset, column)
+        dataset = undecoded(dataset, column)
         if isinstance(dataset, IterableDataset):
             stream = dataset if seed is None else dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
             self._rows: Any = stream if num_images is None else stream.take(num_images)
@@ -211,21 +196,14 @@ def _order(length: int, seed: int | None) -> Sequence[int]:
     return torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-def stop_if_too_many_bad(bad: Sequence[BadImage], max_share: float, seen: int, expected: int) -> None:
-    """Stops a run of `expected` images when more of them were unreadable than it may skip; one it always may.
+def undecoded(
+    dataset: Dataset | IterableDataset, column: str, option: str = "image_column"
+) -> Dataset | IterableDataset:
+    """A column of images alone, as files rather than pixels, so that a broken one can be skipped.
 
     Raises:
-        DataError: names them.
+        DataError: no such column, or not images; names the `option` that chooses another.
     """
-    if len(bad) > max(1, int(max_share * expected)):
-        raise DataError(
-            f"Too many unreadable images ({len(bad)} among the first {seen}): {', '.join(map(str, bad))}; mend them "
-            "or raise max_bad_images."
-        )
-
-
-def _undecoded(dataset: Dataset | IterableDataset, column: str) -> Dataset | IterableDataset:
-    """The image column alone, with images as files rather than pixels, so that a broken one can be skipped."""
     features = dataset.features
     example: dict[str, Any] = {}
     if features is None:
@@ -233,46 +211,29 @@ def _undecoded(dataset: Dataset | IterableDataset, column: str) -> Dataset | Ite
     columns = list(features if features is not None else example)
     if column not in columns:
         raise DataError(
-            f"The data set has no column {column!r}; choose one of {', '.join(columns) or 'none'} with image_column=…."
+            f"The data set has no column {column!r}; choose one of {', '.join(columns) or 'none'} with {option}=…."
         )
     if features is None:
         if not isinstance(example[column], (Image.Image, dict, bytes)):
-            raise _not_images(column, type(example[column]).__name__)
+            raise _not_images(column, type(example[column]).__name__, option)
         return dataset
     kind = features[column]
     files = isinstance(kind, dict) and {"bytes", "path"} <= set(kind)
     if not (isinstance(kind, ImageFeature) or files or getattr(kind, "dtype", None) in ("binary", "large_binary")):
-        raise _not_images(column, str(kind))
+        raise _not_images(column, str(kind), option)
     return dataset.select_columns([column]).cast_column(column, ImageFeature(decode=False))
 
 
-def _not_images(column: str, kind: str) -> DataError:
+def _not_images(column: str, kind: str, option: str) -> DataError:
     return DataError(
-        f"Column {column!r} holds {kind}, not images; choose another with image_column=…, or cast it with "
+        f"Column {column!r} holds {kind}, not images; choose another with {option}=…, or cast it with "
         "dataset.cast_column(…, datasets.Image())."
     )
 
 
 def _read(row: dict[str, Any], number: int, column: str, preprocess: ImagePreprocessor) -> Tensor | BadImage:
-    value = row[column]
-    try:
-        image = to_rgb(_decode(value))
-        image.load()
-    except Exception as error:  # decoders raise what they like, and every one of them means a bad file
-        path = value.get("path") if isinstance(value, dict) else None
-        reason = "no known image format" if isinstance(error, UnidentifiedImageError) else first_sentence(error)
-        return BadImage(str(path or f"row {number} of the sample"), reason, number)
-    return preprocess(image)
-
-
-def _decode(value: Any) -> Image.Image:
-    if isinstance(value, Image.Image):
-        return value
-    if isinstance(value, bytes):
-        value = {"bytes": value, "path": None}
-    if value is None:
-        raise ValueError("no image")
-    return ImageFeature().decode_example(value)
+    image = read_image(row[column], f"row {number} of the sample", to_rgb, number)
+    return image if isinstance(image, BadImage) else preprocess(image)
 
 
 class _Rows(TorchDataset):

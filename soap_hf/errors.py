@@ -33,6 +33,10 @@ class NonFiniteTokensError(SOAPError):
     """Patch tokens hold NaN or Inf."""
 
 
+class MissingExtraError(SOAPError, ImportError):
+    """A package that an extra of this one brings is not installed."""
+
+
 def first_sentence(error: BaseException) -> str:
     """The first line of an error, without its final stop, to be quoted inside one of ours."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -12,9 +12,10 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from .call_convention import evaluation_mode, native_image_size
-from .data import BadImage, ImageSample, open_dataset, stop_if_too_many_bad
+from .data import ImageSample, open_dataset
 from .errors import DataError, OutputError
 from .feature_files import FEATURE_FILES, FEATURES, ROWS
+from .image_files import BadImage, stop_if_too_many_bad
 from .modeling_soap import SOAPModelWrapper
 from .patch_layout import as_size
 from .pooling import POOLINGS, Pooling
@@ -86,7 +87,7 @@ def extract_features(
     with replacing(target) as temporary:  # before anything long: can it be written?
         model = _load(head, dtype, device, revision=revision, token=token, trust_remote_code=trust_remote_code)
         preprocess = _preprocessor(model, as_size(image_size))
-        workers = default_workers(sample) if num_workers is None else num_workers
+        workers = default_workers(sample.available) if num_workers is None else num_workers
         bad: list[BadImage] = []
         with FEATURE_FILES[target.suffix](temporary, columns.features) as file, tqdm(
             total=len(opened), desc="features", unit=" images", disable=not progress

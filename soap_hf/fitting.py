@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import transformers
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-from datasets import __version__ as datasets_version
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -25,7 +23,7 @@ from .report import print_report
 from .semantic_invariance import suppression_weights
 from .soap_statistics import SOAPStatistics
 from .token_passes import TokenPasses
-from .version import __version__
+from .version import package_versions
 
 logger = logging.get_logger(__name__)
 
@@ -172,12 +170,7 @@ def fit_soap(
         "image_size": list(preprocess.size),
         "isotropic": isotropic,
         "seed": seed,
-        "versions": {
-            "soap_hf": __version__,
-            "transformers": transformers.__version__,
-            "torch": torch.__version__,
-            "datasets": datasets_version,
-        },
+        "versions": package_versions(),
     }
     _say_what_was_found(model, statistics)
     if progress:
@@ -216,11 +209,7 @@ def _find_backbone(
         return live, live.config.name_or_path or None, revision
     name = os.fspath(backbone)
     name = os.path.abspath(name) if os.path.isdir(name) else name  # the working directory may change
-    try:
-        target = torch.device(device) if device is not None else PartialState().default_device
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
-        raise BackboneError(f"Device {device!r} cannot be used here ({first_sentence(error)}); try cpu.") from error
+    target = find_device(device)
     if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
         raise BackboneError(f"{dtype!r} is no dtype of torch; give float32, bfloat16 or float16.")
     if dtype is None:
@@ -228,6 +217,20 @@ def _find_backbone(
     pin = None if os.path.isdir(name) else resolve_commit(name, revision, token=token)
     live = load_backbone(name, dtype=dtype, revision=pin or "main", token=token, trust_remote_code=trust_remote_code)
     return live.to(target), name, pin
+
+
+def find_device(device: str | torch.device | None = None) -> torch.device:
+    """A device by name; by default the accelerator if there is one.
+
+    Raises:
+        BackboneError: it cannot be used here.
+    """
+    try:
+        target = torch.device(device) if device is not None else PartialState().default_device
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise BackboneError(f"Device {device!r} cannot be used here ({first_sentence(error)}); try cpu.") from error
+    return target
 
 
 def _public_name(dataset: Any, opened: Dataset | IterableDataset) -> str:

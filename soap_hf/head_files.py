@@ -14,12 +14,14 @@ from transformers.utils.hub import cached_file, resolve_revision
 from .configuration_soap import SOAPConfig, all_values
 from .errors import HeadError, first_sentence
 from .projection import SOAPProjection
+from .soap_statistics import SOAPStatistics
 from .tensor_files import read_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PROCESSOR_FILE = "preprocessor_config.json"
-OPTIONAL_FILES = ("statistics*.safetensors", PROCESSOR_FILE, "figures/*.png")
+FIGURES_FOLDER = "figures"
+OPTIONAL_FILES = ("statistics*.safetensors", PROCESSOR_FILE, f"{FIGURES_FOLDER}/*.png")
 """Files that a head may have: those of an earlier head in the same place must not be taken for a later one's."""
 
 BACKBONE_FOLDER = "backbone"
@@ -173,6 +175,30 @@ def read_projections(source: HeadSource, config: SOAPConfig) -> dict[int, SOAPPr
         _check_shape(weights, tensors[weights], (rank,))
         projections[layer] = SOAPProjection(tensors[basis], tensors[weights])
     return projections
+
+
+def statistics_file(config: SOAPConfig, layer: int) -> str:
+    """Name of the file with the statistics of a layer."""
+    return "statistics.safetensors" if len(config.layers) == 1 else f"statistics.{layer}.safetensors"
+
+
+def read_statistics(source: HeadSource, config: SOAPConfig) -> dict[int, SOAPStatistics]:
+    """Reads the statistics of a head, by layer; empty if it was saved without.
+
+    Raises:
+        HeadError: a file is malformed.
+    """
+    paths = {layer: source.fetch_if_there(statistics_file(config, layer)) for layer in config.layers}
+    if any(path is None for path in paths.values()):
+        return {}
+    loaded = {layer: SOAPStatistics.load(path) for layer, path in paths.items() if path}
+    widths = [len(statistics.mean) for statistics in loaded.values()]
+    if widths != config.hidden_sizes:
+        raise HeadError(
+            f"The statistics are of tokens of width {widths}, but the head is for width {config.hidden_sizes}; fetch "
+            "or fit it anew."
+        )
+    return loaded
 
 
 def check_same_architecture(stored: PretrainedConfig | None, actual: PretrainedConfig) -> None:

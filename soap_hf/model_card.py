@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from .configuration_soap import SOAPConfig
 from .errors import OutputError, first_sentence
-from .head_files import BACKBONE_FOLDER, INCLUDED_BACKBONE
+from .head_files import BACKBONE_FOLDER, FIGURES_FOLDER, INCLUDED_BACKBONE
 from .semantic_invariance import NEGLIGIBLE_WEIGHT
 
 CARD_FILE = "README.md"
@@ -104,7 +104,7 @@ def _keep_what_was_written(old: ModelCard, new: ModelCard) -> None:
 def _words(config: SOAPConfig, folder: Path, name: str) -> dict[str, Any]:
     """What the template says of this head."""
     rows_of_layers = config.components or [[]] * len(config.layers)  # a head made by hand knows none
-    pictures = sorted(path.name for path in (folder / "figures").glob("*.png"))
+    pictures = sorted(path.name for path in (folder / FIGURES_FOLDER).glob("*.png"))
     return {
         "name": name,
         "backbone": _backbone(config),

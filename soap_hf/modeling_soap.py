@@ -253,7 +253,7 @@ class SOAPModelWrapper(SavedHead):
             HeadError: the head was saved without statistics.
             SOAPError: an argument is out of range.
         """
-        if not self._loaded_statistics():
+        if not self.statistics_by_layer:
             raise HeadError("This head was saved without statistics, which reweight needs; fit it again.")
         chosen = {layer: self._statistics[layer].projection(mu, tau, threshold) for layer in self.config.layers}
         for layer, projection in chosen.items():

@@ -1,5 +1,6 @@
 """From images to the pixels that a backbone expects: one image processor, one size, real and synthetic alike."""
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -122,7 +123,7 @@ class ImagePreprocessor:
             `torch.Tensor` of shape `(B, 3, H, W)`: scale, mean, std and channel order applied; not clipped, rounded or
             resized.
         """
-        shift, matrix = (part.to(rgb.device) for part in self._colour_map())
+        shift, matrix = (part.to(rgb.device) for part in self._colour_map)
         return torch.einsum("oc,bchw->bohw", matrix, rgb) + shift.view(1, 3, 1, 1)
 
     def resized_processor(self) -> Any:
@@ -133,6 +134,7 @@ class ImagePreprocessor:
             else self.processor
         )
 
+    @cached_property  # plain images pass through the whole processor
     def _colour_map(self) -> tuple[Tensor, Tensor]:
         """Shift `(3,)` and matrix `(3, 3)` of the processor's affine map of colours, read off plain images."""
         colours = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))

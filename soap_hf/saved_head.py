@@ -18,6 +18,7 @@ from .configuration_soap import SOAPConfig
 from .errors import HeadError, OutputError, first_sentence
 from .head_files import (
     BACKBONE_FOLDER,
+    FIGURES_FOLDER,
     HUB_KWARGS,
     INCLUDED_BACKBONE,
     OPTIONAL_FILES,
@@ -27,7 +28,9 @@ from .head_files import (
     read_config,
     read_json,
     read_projections,
+    read_statistics,
     relative_reference,
+    statistics_file,
 )
 from .soap_statistics import STORED_COMPONENTS, SOAPStatistics
 from .tensor_files import staging_folder
@@ -120,6 +123,7 @@ class SavedHead(PreTrainedModel):
         is_main_process: bool = True,
         state_dict: dict[str, Tensor] | None = None,
         include_backbone: bool = False,
+        figures: Mapping[str, bytes] | None = None,
         **kwargs: Any,
     ) -> None:
         """Writes the head: `config.json`, `model.safetensors`, `statistics.safetensors`, `preprocessor_config.json`.
@@ -132,6 +136,8 @@ class SavedHead(PreTrainedModel):
             state_dict (`dict`, *optional*): taken instead of the model's own (Trainer passes it).
             include_backbone (`bool`, defaults to `False`): write the backbone into the folder as well, so that it
                 needs nothing else.
+            figures (`dict[str, bytes]`, *optional*): PNG files by name, for the folder `figures`; those of an earlier
+                head are removed.
             kwargs: handed to `PreTrainedModel.save_pretrained`.
 
         Raises:
@@ -150,15 +156,19 @@ class SavedHead(PreTrainedModel):
                 "The backbone's weights have changed since it was put under this head, and saving writes the head "
                 "alone: they will be lost. Pass include_backbone=True to keep them."
             )
-        loaded, image_processor = self._loaded_statistics(), self.image_processor  # may come from the Hub
+        loaded, image_processor = self.statistics_by_layer, self.image_processor  # may come from the Hub
         with staging_folder(target, OPTIONAL_FILES) as staging:
             with self._head_alone(target, include_backbone):
                 super().save_pretrained(staging, state_dict=state_dict, save_original_format=False, **kwargs)
             for layer, statistics in loaded.items():
                 rank = self.config.ranks[self.config.layers.index(layer)]
-                statistics.save(staging / self._statistics_file(layer), num_components=max(rank, STORED_COMPONENTS))
+                path = staging / statistics_file(self.config, layer)
+                statistics.save(path, num_components=max(rank, STORED_COMPONENTS))
             if image_processor is not None:
                 image_processor.save_pretrained(staging)
+            for name, content in (figures or {}).items():
+                (staging / FIGURES_FOLDER).mkdir(exist_ok=True)
+                (staging / FIGURES_FOLDER / name).write_bytes(content)
             if include_backbone:
                 self.backbone.save_pretrained(staging / BACKBONE_FOLDER)
                 if isinstance(self.config.backbone, PretrainedConfig):  # a ViTMAE's view says that nothing is masked
@@ -194,10 +204,17 @@ class SavedHead(PreTrainedModel):
         Raises:
             HeadError: the head was saved without statistics.
         """
-        statistics = self._loaded_statistics()
+        statistics = self.statistics_by_layer
         if not statistics:
             raise HeadError("This head was saved without statistics; fit it again to have them.")
         return statistics if len(self.config.layers) > 1 else statistics[self.config.layers[0]]
+
+    @property
+    def statistics_by_layer(self) -> dict[int, SOAPStatistics]:
+        """As `statistics`, always by layer; empty if the head was saved without."""
+        if not self._statistics and self._source is not None:
+            self._statistics = read_statistics(self._source, self.config)
+        return self._statistics
 
     def set_statistics(self, statistics: Mapping[int, SOAPStatistics]) -> "SavedHead":
         """Attaches the statistics of each layer; returns itself. The projections stay as they are until `reweight`."""
@@ -228,23 +245,6 @@ class SavedHead(PreTrainedModel):
                     f"({first_sentence(error)}); mend or remove its {PROCESSOR_FILE}."
                 ) from error
         return self._image_processor
-
-    def _statistics_file(self, layer: int) -> str:
-        return "statistics.safetensors" if len(self.config.layers) == 1 else f"statistics.{layer}.safetensors"
-
-    def _loaded_statistics(self) -> dict[int, SOAPStatistics]:
-        if not self._statistics and self._source is not None:
-            paths = {layer: self._source.fetch_if_there(self._statistics_file(layer)) for layer in self.config.layers}
-            if all(path is not None for path in paths.values()):
-                loaded = {layer: SOAPStatistics.load(path) for layer, path in paths.items() if path}
-                widths = [len(statistics.mean) for statistics in loaded.values()]
-                if widths != self.config.hidden_sizes:
-                    raise HeadError(
-                        f"The statistics are of tokens of width {widths}, but the head is for width "
-                        f"{self.config.hidden_sizes}; fetch or fit it anew."
-                    )
-                self._statistics = loaded
-        return self._statistics
 
     @contextmanager
     def _head_alone(self, target: Path, include_backbone: bool) -> Iterator[None]:

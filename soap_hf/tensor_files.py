@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -141,6 +141,24 @@ def staging_folder(target: str | os.PathLike, owned: tuple[str, ...] = ()) -> It
         raise OutputError(f"Cannot write {target}: {error.strerror or error}; choose another folder.") from error
 
 
+def check_output_folder(target: str | os.PathLike, overwrite: bool) -> None:
+    """Refuses, before any work, a folder that holds something or cannot be written.
+
+    Raises:
+        OutputError: says which.
+    """
+    target = Path(target)
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"{target} is a file; choose a folder.")
+    if target.exists() and any(target.iterdir()) and not overwrite:
+        raise OutputError(f"{target} is not empty; choose another folder or pass --overwrite.")
+    is_new = not target.exists()
+    with staging_folder(target):
+        pass
+    if is_new:  # work that fails leaves no empty folder
+        target.rmdir()
+
+
 def _replace_files(new: Path, target: Path, old: Path, owned: tuple[str, ...]) -> None:
     """Moves files of `new` into `target`, and those that they replace into `old`; puts all back on an error."""
     arriving = [path.relative_to(new) for path in sorted(new.rglob("*")) if path.is_file()]
@@ -162,6 +180,10 @@ def _replace_files(new: Path, target: Path, old: Path, owned: tuple[str, ...]) -
         for source, destination in reversed(done):
             destination.replace(source)
         raise
+    finally:
+        for folder in {(target / path).parent for path in (*arriving, *stale)} - {target}:
+            with suppress(OSError):
+                folder.rmdir()  # if nothing is left in it
 
 
 def _umask() -> int:

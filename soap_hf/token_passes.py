@@ -10,8 +10,9 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from .call_convention import evaluation_mode
-from .data import SHUFFLE_BUFFER, BadImage, ImageSample, stop_if_too_many_bad
+from .data import SHUFFLE_BUFFER, ImageSample
 from .errors import DataError, NonFiniteTokensError
+from .image_files import BadImage, stop_if_too_many_bad
 from .modeling_soap import SOAPModelWrapper
 from .preprocessing import ImagePreprocessor
 from .probing import layer_tokens
@@ -53,7 +54,7 @@ class TokenPasses:
     ):
         self.model, self.sample, self.preprocess = model, sample, preprocess
         self.batch_size, self.max_bad_images, self.progress = batch_size, max_bad_images, progress
-        self.num_workers = default_workers(sample) if num_workers is None else num_workers
+        self.num_workers = default_workers(sample.available) if num_workers is None else num_workers
         self.bad_images: list[BadImage] = []
 
     @torch.no_grad()
@@ -105,11 +106,13 @@ class TokenPasses:
                 self.bad_images += [image for image in bad if image.name not in known]
                 count = len(bad) + (0 if pixels is None else len(pixels))
                 seen += count
-                self._stop_if_too_many_bad(seen, self.sample.available or max(seen, SHUFFLE_BUFFER))
+                expected = self.sample.available or max(seen, SHUFFLE_BUFFER)
+                stop_if_too_many_bad(self.bad_images, self.max_bad_images, seen, expected)
                 if pixels is not None:
                     yield self._tokens(pixels, f"batch {number} of the {phase}")
                 bar.update(count)
-        self._stop_if_too_many_bad(seen, seen)  # a stream may hold fewer images than were asked for
+        # a stream may hold fewer images than were asked for
+        stop_if_too_many_bad(self.bad_images, self.max_bad_images, seen, seen)
 
     def _synthetic(self, num: int, seed: int, isotropic: bool) -> Iterator[LayerTokens]:
         with self._bar("synthetic responses", num) as bar:
@@ -138,17 +141,14 @@ class TokenPasses:
                 )
         return tokens
 
-    def _stop_if_too_many_bad(self, seen: int, expected: int) -> None:
-        stop_if_too_many_bad(self.bad_images, self.max_bad_images, seen, expected)
-
     def _bar(self, phase: str, total: int | None) -> tqdm:
         return tqdm(total=total, desc=phase, unit=" images", disable=not self.progress)
 
 
-def default_workers(sample: ImageSample) -> int:
-    """Processes that decode images: what the machine and the sample allow."""
+def default_workers(num_images: int | None) -> int:
+    """Processes that decode so many images (`None`: nobody knows how many) on this machine."""
     # starting a process costs more than decoding a few images
-    if sample.available is not None and sample.available < 200:
+    if num_images is not None and num_images < 200:
         return 0
     if multiprocessing.get_start_method() != "fork":  # others run an unguarded script again in each process
         return 0

@@ -4,6 +4,9 @@ import os
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TQDM_DISABLE="1")
 
+import logging
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,13 +14,15 @@ import torch
 from datasets import Dataset
 from PIL import Image
 from transformers import AutoModel, PreTrainedModel, ViTConfig, ViTImageProcessorPil
-from transformers.utils import logging
+from transformers.utils.logging import disable_progress_bar
 
 from soap_hf import SOAPProjection
+from soap_hf.cli import main
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
-logging.disable_progress_bar()
+disable_progress_bar()
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # on a new machine it says that it takes a while
 torch.set_num_threads(1)  # tests run side by side
 
 
@@ -57,6 +62,42 @@ def photos() -> Path:
 def mae_folder() -> Path:
     """A tiny real ViT-MAE: width 192, patch 8, 64 x 64 pixels."""
     return EXAMPLES / "vit-mae-tiny"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Runs the command line in `tmp_path` and gives exit status, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    for name in ("soap_hf", "transformers"):
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [logging.StreamHandler(sys.stderr)])
+
+    def call(*arguments):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["soap-hf", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exited:
+            main()
+        return exited.value.code or 0, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def refused(run, tmp_path):
+    """Runs the command line and gives the one sentence with which it refuses, having written and begun nothing."""
+
+    def call(*arguments):
+        before = sorted(tmp_path.iterdir())
+        status, out, err = run(*arguments)
+        assert status in (1, 2)
+        assert not out
+        assert re.fullmatch("Error: .+\n", err), err
+        assert {path.name for path in set(tmp_path.iterdir()) - set(before)} <= {"cache", "modules"}
+        return err
+
+    return call
 
 
 def random_projection(dim: int, rank: int = 2) -> SOAPProjection:

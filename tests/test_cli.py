@@ -1,6 +1,5 @@
 """The command line does its work, or says in one sentence why not, before it begins and without leaving debris."""
 
-import logging
 import os
 import re
 import resource
@@ -21,7 +20,14 @@ from soap_hf.cli import main
 from soap_hf.errors import BackboneError, HeadError
 from tests.conftest import EXAMPLES, noise_image, random_projection
 
-HEAD_FILES = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json", "statistics.safetensors"]
+HEAD_FILES = [
+    "README.md",
+    "config.json",
+    "figures",
+    "model.safetensors",
+    "preprocessor_config.json",
+    "statistics.safetensors",
+]
 
 BAD_OPTIONS = {
     "--image-size 0": "'0' is no image size; give 224 or HEIGHTxWIDTH",
@@ -55,42 +61,6 @@ class PooledModel(ViTModel):
     def forward(self, pixel_values, **kwargs):
         return BaseModelOutput(super().forward(pixel_values, **kwargs).pooler_output)
 """
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Runs the command line in `tmp_path` and gives exit status, stdout and stderr."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    for name in ("soap_hf", "transformers"):
-        monkeypatch.setattr(logging.getLogger(name), "handlers", [logging.StreamHandler(sys.stderr)])
-
-    def call(*arguments):
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["soap-hf", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exited:
-            main()
-        return exited.value.code or 0, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
-def refused(run, tmp_path):
-    """Runs the command line and gives the one sentence with which it refuses, having written and begun nothing."""
-
-    def call(*arguments):
-        before = sorted(tmp_path.iterdir())
-        status, out, err = run(*arguments)
-        assert status in (1, 2)
-        assert not out
-        assert re.fullmatch("Error: .+\n", err), err
-        assert {path.name for path in set(tmp_path.iterdir()) - set(before)} <= {"cache", "modules"}
-        return err
-
-    return call
 
 
 @pytest.fixture
@@ -277,6 +247,11 @@ def start(folder, *arguments, **options):
     return subprocess.Popen(command, cwd=folder, **options)
 
 
+def files_below(folder):
+    """Content of every file of a folder, by its path there."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_a_killed_run_leaves_nothing(vit_folder, data, tmp_path):
     before = sorted(tmp_path.iterdir())
     with start(tmp_path, "fit", vit_folder, data, "--output", "head", "--num-synthetic", 1_000_000) as process:
@@ -292,16 +267,16 @@ def test_a_killed_run_leaves_nothing(vit_folder, data, tmp_path):
 def test_a_failing_save_leaves_the_old_head_and_nothing_else(run, vit_folder, data, tmp_path):
     fit = ("fit", "vit", "data", "--num-images", 64, "--mu", 1, "--quiet", "--output", "head")
     assert run(*fit) == (0, "", "")
-    old = {path.name: path.read_bytes() for path in (tmp_path / "head").iterdir()}
+    old = files_below(tmp_path / "head")
     before = sorted(tmp_path.iterdir())
     limit = len(old["statistics.safetensors"]) * 3 // 4  # the statistics, written last, exceed it
     full_disk = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
-    with start(tmp_path, *fit, "--overwrite", "--seed", 1, preexec_fn=full_disk) as process:
+    with start(tmp_path, *fit, "--overwrite", "--seed", 1, "--no-figures", preexec_fn=full_disk) as process:
         out, error = process.communicate()
     assert (process.returncode, out) == (1, b"")
     assert re.fullmatch(rb"Error: .+\n", error), error
     assert sorted(tmp_path.iterdir()) == before
-    assert {path.name: path.read_bytes() for path in (tmp_path / "head").iterdir()} == old
+    assert files_below(tmp_path / "head") == old
 
 
 def test_a_backbones_folder_is_never_taken_for_the_head(refused, vit_folder, data):

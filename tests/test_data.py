@@ -296,3 +296,42 @@ def test_a_stream_that_is_mostly_broken_is_refused_at_its_end(vit, processor, tm
     some = Dataset.from_dict({"image": [*good["image"], bad[0]]}).to_iterable_dataset()
     model = fit_soap(vit, some, image_processor=processor, num_images=None, max_bad_images=0.1, progress=False)
     assert model.config.fit["num_bad_images"] == 1
+
+
+def save_class_folders(root, *names, number=3):
+    """Images of noise below each of some folders."""
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for seed in range(number):
+            noise_image(seed).save(root / name / f"{seed}.png")
+    return root
+
+
+def test_sub_folders_are_classes(tmp_path):
+    opened = open_dataset(save_class_folders(tmp_path, "ibis/young", "crane"))
+    assert opened.features["label"].names == ["crane", "ibis"]
+    assert opened["label"][:] == [0, 0, 0, 1, 1, 1]
+    assert [label == 0 for label in opened["label"]] == ["crane" in image.filename for image in opened["image"]]
+
+
+def test_classes_have_one_number_in_all_splits(tmp_path):
+    save_class_folders(tmp_path, "train/ibis", "train/crane", "test/ibis")
+    train, test = (open_dataset(tmp_path, split=split) for split in ("train", "test"))
+    assert train.features == test.features
+    assert test["label"][:] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("folders", [["ibis"], ["ibis", "."], ["train", "test"], ["train/ibis", "test"]])
+def test_other_folders_are_no_classes(tmp_path, folders):
+    for folder in folders:
+        noise = tmp_path / folder
+        noise.mkdir(parents=True, exist_ok=True)
+        noise_image(0).save(noise / "0.png")
+    assert open_dataset(tmp_path).column_names == ["image"]
+
+
+def test_classes_change_nothing_of_a_sample(tmp_path, preprocess):
+    opened = open_dataset(save_class_folders(tmp_path, "a", "b", "c"))
+    labelled, _ = read(sample_of(opened, 5), preprocess)
+    bare, _ = read(sample_of(opened.remove_columns("label"), 5), preprocess)
+    assert torch.equal(labelled, bare)

@@ -440,3 +440,18 @@ def test_a_broken_image_processor_is_not_replaced_silently(backbone_folder, imag
 def test_a_backbone_that_prefers_tuples_is_asked_for_names(vit, projection, pixels):
     vit.config.return_dict = False
     assert SOAPModelWrapper.from_backbone(vit, projection)(pixels).last_hidden_state.shape == (2, 17, 32)
+
+
+def test_figures_are_saved_with_the_head_and_go_with_it(fitted, tmp_path):
+    fitted.save_pretrained(tmp_path / "head", figures={"curve.png": b"picture"})
+    assert (tmp_path / "head" / "figures" / "curve.png").read_bytes() == b"picture"
+    fitted.save_pretrained(tmp_path / "head")
+    assert {path.name for path in (tmp_path / "head").iterdir()} == HEAD_FILES
+
+
+def test_a_failing_replacement_takes_the_folder_of_new_figures_away_again(head, fitted, monkeypatch):
+    replace, names = Path.replace, sorted(path.name for path in head.iterdir())
+    monkeypatch.setattr(Path, "replace", failing_at(replace, 7))  # a file of the head that comes after its figures
+    with pytest.raises(OutputError):
+        fitted.save_pretrained(head, figures={"curve.png": b"picture"})
+    assert sorted(path.name for path in head.iterdir()) == names

@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.projection import apply_projection
+from tests.benchmarks.saliency import find_eigenvectors, refine_masks
 from tests.benchmarks.streaming import stream_statistics
 from tests.benchmarks.timing import Comparison
 from tests.benchmarks.wrapper import wrap_backbone
 
-BENCHMARKS = (apply_projection, stream_statistics, wrap_backbone)
+BENCHMARKS = (apply_projection, stream_statistics, wrap_backbone, find_eigenvectors, refine_masks)
 
 
 def main(

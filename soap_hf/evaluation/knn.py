@@ -1,0 +1,203 @@
+"""Image classification by weighted k-NN on frozen features: does cleaning help or harm?"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..errors import DataError, SOAPError
+from .comparison import Comparison
+from .examples import Examples, short_names
+from .results import Results, summary
+
+NEIGHBOURS = (1, 5, 10, 20)
+"""Numbers of neighbours that are reported."""
+
+TEMPERATURE = 0.07
+"""A neighbour's vote weighs `exp(cosine / TEMPERATURE)` (Wu et al. 2018, arXiv 1805.01978)."""
+
+BLOCK = 4096
+"""Queries, and vectors that are searched, in one product."""
+
+
+def evaluate_knn(
+    comparison: Comparison,
+    train: Examples,
+    test: Examples,
+    *,
+    neighbours: Sequence[int] = NEIGHBOURS,
+    batch_size: int = 32,
+    progress: bool = True,
+    command: str | None = None,
+) -> Results:
+    """Classifies test images by their nearest training images, on raw and clean features of the same forward pass.
+
+    Features are the CLS token where there is one (`cls`, which cleaning leaves as it is), the mean of the patch tokens
+    (`mean`), and both, each of length 1, side by side (`cls_mean`).
+
+    Args:
+        comparison ([`Comparison`]): the head and its arms.
+        train, test ([`Examples`]): images with labels.
+        neighbours (sequence of `int`, defaults to `(1, 5, 10, 20)`): the numbers `k` of neighbours.
+        batch_size (`int`, defaults to 32): images a forward pass.
+        progress (`bool`, defaults to `True`): show bars.
+        command (`str`, *optional*): noted in the summary.
+
+    Returns:
+        [`Results`]: a row a test image; `<arm>_<feature>_k<k>` is 1 if it was classified rightly, else 0.
+
+    Raises:
+        SOAPError: a `k` below 1.
+        DataError: a single class, one with fewer training images than the largest `k`, or one of the test images that
+            has none; raised before any image is read.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from PIL import Image
+        >>> from transformers import ViTConfig, ViTModel
+        >>> from soap_hf.modeling_soap import SOAPModelWrapper
+        >>> vit = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        ...                          image_size=32, patch_size=8))
+        >>> shades = [(20 * i, 0, 0) for i in range(6)] + [(0, 0, 150 + 20 * i) for i in range(6)]
+        >>> images = [Image.new("RGB", (32, 32), shade) for shade in shades]
+        >>> images = Dataset.from_dict({"image": images, "label": ["red"] * 6 + ["blue"] * 6})
+        >>> halves = (images.shard(2, part, contiguous=False) for part in (0, 1))
+        >>> train, test = (Examples(half, label_column="label") for half in halves)
+        >>> comparison = Comparison.of(SOAPModelWrapper.from_backbone(vit, None))
+        >>> found = evaluate_knn(comparison, train, test, neighbours=(1, 3), progress=False)
+        >>> found.summary["means"].keys(), found.summary["counts"]["test_images"]
+        (dict_keys(['raw', 'soap']), 6)
+    """
+    refuse_bad_neighbours(neighbours)
+    classes = _classes(train, test, max(neighbours))
+    bank_rows, bank = _features(comparison, train, batch_size, "training images", progress)
+    query_rows, queries = _features(comparison, test, batch_size, "test images", progress)
+    targets = torch.tensor([classes[row["label"]] for row in bank_rows])
+    truth = torch.tensor([classes[row["label"]] for row in query_rows])
+    for name, wanted in queries.items():
+        similarities, found = (part.cpu() for part in nearest(wanted, bank[name], max(neighbours)))
+        for k in neighbours:
+            guesses = weighted_vote(similarities[:, :k], targets[found[:, :k]], len(classes)).argmax(dim=1)
+            for row, right in zip(query_rows, (guesses == truth).tolist(), strict=True):
+                row[f"{name}_k{k}"] = int(right)
+    found_summary = summary(
+        query_rows,
+        comparison.arms,
+        [f"{feature}_k{k}" for feature in ("cls", "mean", "cls_mean") for k in neighbours],
+        counts={
+            "test_images": len(query_rows),
+            "training_images": len(bank_rows),
+            "classes": len(classes),
+            "bad_images": len(train.bad_images) + len(test.bad_images),
+        },
+        settings={**comparison.settings(), "temperature": TEMPERATURE},
+        command=command,
+    )
+    return Results("knn", query_rows, found_summary)
+
+
+def refuse_bad_neighbours(neighbours: Sequence[int]) -> None:
+    """Refuses numbers of neighbours that are none.
+
+    Raises:
+        SOAPError: one is below 1, or there is none.
+    """
+    if not neighbours or min(neighbours) < 1:
+        raise SOAPError(f"k must be a whole number of neighbours from 1 upwards, not {list(neighbours)}.")
+
+
+def nearest(queries: Tensor, bank: Tensor, k: int, *, block: int = BLOCK) -> tuple[Tensor, Tensor]:
+    """Exact search for the `k` vectors of largest cosine; no product is larger than `block` x `block`.
+
+    Args:
+        queries (`torch.Tensor` of shape `(Q, D)`), bank (`torch.Tensor` of shape `(N, D)`): vectors of length 1.
+        k (`int`): number of neighbours.
+        block (`int`, defaults to 4096): queries, and rows of the bank, in one product.
+
+    Returns:
+        Cosines and rows of the bank, both `(Q, k)`, by decreasing cosine.
+
+    Raises:
+        DataError: the bank has fewer than `k` vectors.
+
+    Example:
+        >>> cosines, rows = nearest(torch.tensor([[1.0, 0.0]]), torch.eye(2), k=1)
+        >>> cosines.item(), rows.item()
+        (1.0, 0)
+    """
+    if len(bank) < k:
+        raise DataError(f"A search for {k} neighbours needs as many vectors, but there are {len(bank)}.")
+    found = [_nearest_in_blocks(part, bank.split(block), k) for part in queries.split(block)]
+    return torch.cat([cosines for cosines, _ in found]), torch.cat([rows for _, rows in found])
+
+
+def _nearest_in_blocks(queries: Tensor, blocks: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor]:
+    best, rows = queries.new_empty(len(queries), 0), queries.new_empty(len(queries), 0, dtype=torch.int64)
+    start = 0
+    for block in blocks:
+        cosines, places = (queries @ block.T).topk(min(k, len(block)))
+        best, rows = torch.cat((best, cosines), dim=1), torch.cat((rows, places + start), dim=1)
+        best, order = best.topk(min(k, best.shape[1]))
+        rows = rows.gather(1, order)
+        start += len(block)
+    return best, rows
+
+
+def weighted_vote(similarities: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Share of the votes that each class gets from the neighbours, whose votes weigh `exp(similarity / 0.07)`.
+
+    Args:
+        similarities (`torch.Tensor` of shape `(Q, k)`): cosines of the neighbours.
+        labels (`torch.Tensor` of shape `(Q, k)`, int64): their classes.
+        num_classes (`int`): number `C` of classes.
+
+    Returns:
+        `torch.Tensor` of shape `(Q, C)`.
+    """
+    weights = torch.softmax(similarities / TEMPERATURE, dim=1)
+    return weights.new_zeros(len(weights), num_classes).scatter_add_(1, labels, weights)
+
+
+def _classes(train: Examples, test: Examples, k: int) -> dict[str, int]:
+    """Numbers of the classes by name."""
+    sizes = Counter(train.labels.values())
+    if len(sizes) < 2:
+        raise DataError(f"The training images are of {len(sizes)} class; k-NN needs at least 2.")
+    name, size = min(sizes.items(), key=lambda item: item[1])
+    if size < k:
+        raise DataError(f"Class {name!r} has {size} training images, fewer than k = {k}; leave it out or lower k.")
+    if unknown := sorted(set(test.labels.values()) - set(sizes)):
+        raise DataError(f"Class {unknown[0]!r} of the test images has no training image; leave it out or add some.")
+    return {name: number for number, name in enumerate(sorted(sizes))}
+
+
+def _features(
+    comparison: Comparison, examples: Examples, batch_size: int, phase: str, progress: bool
+) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """The images, a row each, and their features `(N, ·)` by `<arm>_<feature>`."""
+    read, means, cls = [], [], []
+    for batch, raw in comparison.read(examples, batch_size, phase=phase, progress=progress):
+        read += batch
+        means.append(raw.patches.flatten(1, -2).mean(dim=1))
+        if raw.cls is not None:
+            cls.append(raw.cls)
+    rows = [
+        {"image": name, "label": examples.labels[one.number]}
+        for name, one in zip(short_names([one.name for one in read]), read, strict=True)
+    ]
+    return rows, dict(_kinds(comparison, torch.cat(means), torch.cat(cls) if cls else None))
+
+
+def _kinds(comparison: Comparison, mean: Tensor, cls: Tensor | None) -> Iterator[tuple[str, Tensor]]:
+    """Features of length 1."""
+    cls = None if cls is None else normalize(cls, dim=-1)
+    if cls is not None:
+        yield "raw_cls", cls
+    for name, projection in comparison.arms.items():
+        clean = normalize(projection(mean), dim=-1)  # the mean of clean tokens: a projection is linear
+        yield f"{name}_mean", clean
+        if cls is not None:
+            yield f"{name}_cls_mean", normalize(torch.cat((cls, clean), dim=-1), dim=-1)

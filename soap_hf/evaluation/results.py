@@ -1,0 +1,186 @@
+"""What an evaluation found: means, paired differences with their intervals, a table, and two files."""
+
+import csv
+import json
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from ..errors import SOAPError
+from ..tensor_files import staging_folder
+from ..version import package_versions
+from .arms import RAW
+
+DRAWS_AT_ONCE = 1 << 22
+"""Random numbers drawn at a time, so that the memory of a bootstrap stays bounded."""
+
+
+class Interval(NamedTuple):
+    """A mean and the two ends of its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Results(NamedTuple):
+    """What an evaluation gives: its name, a row an image (as `<name>.csv`), and a summary (as `summary.json`)."""
+
+    name: str
+    rows: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+
+def paired_difference(
+    before: Sequence[float] | Tensor, after: Sequence[float] | Tensor, *, repeats: int = 10_000, seed: int = 0
+) -> Interval:
+    """Mean over images of `after - before`, with its bootstrap 95 % interval (percentiles over resampled images).
+
+    Args:
+        before, after (sequence of `float`, or `torch.Tensor` of shape `(N,)`): one value an image, in one order.
+        repeats (`int`, defaults to 10,000): resamples.
+        seed (`int`, defaults to 0): of the resamples.
+
+    Raises:
+        SOAPError: fewer than 2 images, other lengths, or values that are not finite.
+
+    Example:
+        >>> paired_difference([0.25, 0.5, 0.75], [0.5, 0.75, 1.0])
+        Interval(mean=0.25, low=0.25, high=0.25)
+    """
+    first, second = (torch.as_tensor(values, dtype=torch.float64) for values in (before, after))
+    if first.shape != second.shape or first.ndim != 1 or not torch.isfinite(first + second).all():
+        raise SOAPError(
+            f"A paired difference needs a finite value an image on both sides, not {tuple(first.shape)} and "
+            f"{tuple(second.shape)} values."
+        )
+    differences = second - first
+    means = [counts @ differences / len(differences) for counts in resamples(len(differences), repeats, seed)]
+    return interval(float(differences.mean()), torch.cat(means))
+
+
+def resamples(images: int, repeats: int = 10_000, seed: int = 0) -> Iterator[Tensor]:
+    """How often each image is drawn in each resample of a bootstrap, in blocks of shape `(repeats, images)` float64.
+
+    Raises:
+        SOAPError: fewer than 2 images.
+    """
+    if images < 2:
+        raise SOAPError(f"A 95 % interval needs at least 2 images, not {images}; evaluate on more.")
+    generator = torch.Generator().manual_seed(seed)
+    block = max(1, DRAWS_AT_ONCE // images)
+    for start in range(0, repeats, block):
+        drawn = torch.randint(images, (min(block, repeats - start), images), generator=generator)
+        counts = torch.zeros(drawn.shape, dtype=torch.float64)
+        yield counts.scatter_add_(1, drawn, torch.ones_like(counts))
+
+
+def interval(mean: float, resampled: Tensor) -> Interval:
+    """The 95 % interval of a value from its resampled values, `(repeats,)`."""
+    low, high = torch.quantile(resampled, torch.tensor([0.025, 0.975], dtype=resampled.dtype)).tolist()
+    return Interval(mean, low, high)
+
+
+def summary(
+    rows: Sequence[dict[str, Any]],
+    arms: Iterable[str],
+    metrics: Iterable[str],
+    *,
+    counts: dict[str, int],
+    settings: dict[str, Any],
+    command: str | None = None,
+) -> dict[str, Any]:
+    """What `summary.json` holds, from the rows of the images.
+
+    Args:
+        rows (sequence of `dict`): one an image, with a value `f"{arm}_{metric}"` for each arm and metric.
+        arms (iterable of `str`): `"raw"` and those measured against it.
+        metrics (iterable of `str`): a metric that an arm's rows do not have is left out for that arm.
+        counts (`dict[str, int]`): images, classes and the like.
+        settings (`dict`): what the numbers depend on.
+        command (`str`, *optional*): the command line that makes them again.
+
+    Returns:
+        `means[arm][metric]` and, for every arm but `"raw"`, `differences[arm][metric]`, an [`Interval`] of arm minus
+        raw; `counts`, `settings`, `command` and `versions`.
+    """
+    metrics = list(metrics)
+    values = {
+        arm: {
+            metric: torch.tensor([row[f"{arm}_{metric}"] for row in rows], dtype=torch.float64)
+            for metric in metrics
+            if rows and f"{arm}_{metric}" in rows[0]
+        }
+        for arm in arms
+    }
+    return {
+        "means": {arm: {metric: float(one.mean()) for metric, one in own.items()} for arm, own in values.items()},
+        "differences": {
+            arm: {metric: paired_difference(values[RAW][metric], one) for metric, one in own.items()}
+            for arm, own in values.items()
+            if arm != RAW
+        },
+        "counts": counts,
+        "settings": settings,
+        "command": command,
+        "versions": package_versions(),
+    }
+
+
+def results_table(found: dict[str, Any], title: str) -> Table:
+    """A row for each metric and arm: its value, and its difference from raw with the bootstrap 95 % interval."""
+    table = Table(title=title)
+    for name in ("", "arm", "value", "difference", "95 % interval"):
+        table.add_column(name, justify="right")
+    for metric in dict.fromkeys(metric for own in found["means"].values() for metric in own):
+        arms = [arm for arm, own in found["means"].items() if metric in own]
+        for arm in arms:
+            row = [metric if arm == arms[0] else "", arm, f"{found['means'][arm][metric]:.3f}"]
+            if arm != RAW:
+                mean, low, high = found["differences"][arm][metric]
+                row += [f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}"]
+            table.add_row(*row, end_section=arm == arms[-1])
+    return table
+
+
+def write_results(output: Path, name: str, rows: Sequence[dict[str, Any]], found: dict[str, Any]) -> None:
+    """Writes `<name>.csv`, a row an image, and `summary.json`, both or neither.
+
+    Args:
+        output (`Path`): a folder; `check_output_folder` refuses one that holds other things, before the work.
+        name (`str`): the evaluation's.
+        rows (sequence of `dict`): one an image, all with the same keys.
+        found (`dict`): what `summary` gives.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    intervals = {
+        arm: {metric: difference._asdict() for metric, difference in own.items()}
+        for arm, own in found["differences"].items()
+    }
+    with staging_folder(output) as staging:
+        with open(staging / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+        text = json.dumps({**found, "differences": intervals}, indent=2, ensure_ascii=False)
+        (staging / "summary.json").write_text(text + "\n", encoding="utf-8")
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """The command that was given, to be given again; a token is left out.
+
+    Example:
+        >>> command_line(["evaluate", "knn", "my-head", "my photos", "--token", "hf_secret"])
+        "soap-hf evaluate knn my-head 'my photos' --token …"
+    """
+    shown = ["…" if before == "--token" else one for before, one in zip(["", *arguments], arguments, strict=False)]
+    return "soap-hf " + " ".join(
+        "--token=…" if one.startswith("--token=") else one if one == "…" else shlex.quote(one) for one in shown
+    )

@@ -1,0 +1,256 @@
+"""Semantic segmentation by k-NN of patches: each patch of a test image takes the class of labelled patches like it."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..errors import DataError, LayoutError
+from .arms import RAW
+from .comparison import Comparison
+from .examples import Example, Examples, Prepared, short_names
+from .knn import nearest, refuse_bad_neighbours, weighted_vote
+from .results import Results, interval, resamples, summary
+
+IGNORE_LABEL = 255
+"""Pixels of this class count nowhere."""
+
+NEIGHBOURS = (10,)
+"""Numbers of neighbours that are reported."""
+
+
+def evaluate_segmentation(
+    comparison: Comparison,
+    train: Examples,
+    test: Examples,
+    *,
+    neighbours: Sequence[int] = NEIGHBOURS,
+    ignore_label: int = IGNORE_LABEL,
+    batch_size: int = 32,
+    progress: bool = True,
+    command: str | None = None,
+) -> Results:
+    """Segments test images by the nearest labelled patches of training images, raw and clean of one forward pass.
+
+    Images and masks are resized to the model's input size, without a crop (bicubic and nearest). A training patch has
+    the class of most of its pixels; every pixel of a test image gets the class of its patch. The tokens of all
+    training patches are held in memory, once for each arm.
+
+    Args:
+        comparison ([`Comparison`]): the head and its arms.
+        train, test ([`Examples`]): images with masks of one channel, whose values are numbers of classes.
+        neighbours (sequence of `int`, defaults to `(10,)`): the numbers `k` of neighbours; they vote as in
+            `weighted_vote`.
+        ignore_label (`int`, defaults to 255): pixels of this class count nowhere.
+        batch_size (`int`, defaults to 32): images a forward pass.
+        progress (`bool`, defaults to `True`): show bars.
+        command (`str`, *optional*): noted in the summary.
+
+    Returns:
+        [`Results`]: a row a test image, with `<arm>_accuracy_k<k>`, the share of its pixels that are right, and
+        `<arm>_image_miou_k<k>`, the mean IoU over its own classes. The summary adds `miou_k<k>`: the IoU of each class
+        over the pixels of all images, then the mean over classes.
+
+    Raises:
+        SOAPError: a `k` below 1.
+        DataError: a mask that holds no numbers of classes, or fewer than 2 classes, or 2 images, with labels.
+        LayoutError: the tokens lie on no grid of rows and columns.
+    """
+    refuse_bad_neighbours(neighbours)
+    if not (train.has_masks and test.has_masks):
+        raise DataError("Segmentation needs images with masks, but these have no masks; name their mask_column.")
+    arguments: dict[str, Any] = {"ignore_label": ignore_label, "batch_size": batch_size, "progress": progress}
+    patches = _LabelledPatches(comparison, train, **arguments)
+    names, overlaps = _overlaps(patches, test, neighbours, **arguments)
+    if len(names) < 2:
+        raise DataError(f"An evaluation needs at least 2 test images with labelled pixels, but found {len(names)}.")
+    rows: list[dict[str, Any]] = [{"image": name} for name in short_names(names)]
+    for (arm, k), of_images in overlaps.items():
+        for row, overlap in zip(rows, of_images, strict=True):
+            row |= {f"{arm}_accuracy_k{k}": overlap.accuracy(), f"{arm}_image_miou_k{k}": overlap.mean_iou()}
+    found = summary(
+        rows,
+        comparison.arms,
+        [f"{metric}_k{k}" for metric in ("accuracy", "image_miou") for k in neighbours],
+        counts={
+            "test_images": len(rows),
+            "unlabelled_test_images": len(test) - len(test.bad_images) - len(rows),
+            "training_images": len(train) - len(train.bad_images),
+            "training_patches": len(patches.targets),
+            "classes": len(patches.classes),
+            "bad_images": len(train.bad_images) + len(test.bad_images),
+        },
+        settings={**comparison.settings(), "ignore_label": ignore_label},
+        command=command,
+    )
+    for k in neighbours:
+        _add_mean_iou(found, {arm: overlaps[arm, k] for arm in comparison.arms}, f"miou_k{k}")
+    return Results("segmentation", rows, found)
+
+
+class Overlap(NamedTuple):
+    """Numbers of the classes of an image, their pixels in both truth and guess, and their pixels in either."""
+
+    classes: Tensor
+    both: Tensor
+    either: Tensor
+
+    @classmethod
+    def of(cls, truth: Tensor, guess: Tensor) -> "Overlap":
+        """The overlap of two maps of classes, int64 of one shape."""
+        classes, places = torch.stack((truth, guess)).unique(return_inverse=True)
+        true, guessed = places.flatten(1)
+        both, in_truth, in_guess = (
+            part.bincount(minlength=len(classes)) for part in (true[true == guessed], true, guessed)
+        )
+        return cls(classes, both, in_truth + in_guess - both)
+
+    def accuracy(self) -> float:
+        """Share of the pixels that have the right class."""
+        right, counted = int(self.both.sum()), int(self.either.sum())
+        return 2 * right / (counted + right)  # a wrong pixel is counted for two classes, a right one for one
+
+    def mean_iou(self) -> float:
+        """Intersection over union, mean over the classes of the image."""
+        return float((self.both / self.either).mean())
+
+
+class _LabelledPatches:
+    """The patches of the training images, once for each arm, and their classes."""
+
+    def __init__(self, comparison: Comparison, train: Examples, *, ignore_label: int, batch_size: int, progress: bool):
+        self.comparison = comparison
+        tokens, labels = [], []
+        for batch in train.batches(_prepare(comparison), batch_size, phase="training images", progress=progress):
+            raw, truth = _tokens_and_truth(comparison, batch)
+            classes = torch.stack([patch_classes(one, (raw.shape[1], raw.shape[2])) for one in truth]).flatten()
+            counted = classes != ignore_label
+            tokens.append(raw.flatten(0, 2)[counted.to(raw.device)])
+            labels.append(classes[counted])
+        self.classes, self.targets = torch.cat(labels).unique(return_inverse=True)
+        if len(self.classes) < 2:
+            raise DataError(
+                f"The training patches are of {len(self.classes)} class, {ignore_label} left out, but k-NN needs 2: "
+                "give masks whose values are numbers of classes, or another ignore label."
+            )
+        raw = torch.cat(tokens)
+        self.banks = {arm: normalize(projection(raw), dim=-1) for arm, projection in comparison.arms.items()}
+
+    def guesses(self, raw: Tensor, neighbours: Sequence[int]) -> dict[tuple[str, int], Tensor]:
+        """The class of each patch of some images, `(B, patches)` int64, for each arm and `k`."""
+        found = {}
+        for arm, projection in self.comparison.arms.items():
+            queries = normalize(projection(raw).flatten(0, 2), dim=-1)
+            cosines, rows = (part.cpu() for part in nearest(queries, self.banks[arm], max(neighbours)))
+            for k in neighbours:
+                votes = weighted_vote(cosines[:, :k], self.targets[rows[:, :k]], len(self.classes))
+                found[arm, k] = self.classes[votes.argmax(dim=1)].view(len(raw), -1)
+        return found
+
+
+def _overlaps(
+    patches: _LabelledPatches,
+    test: Examples,
+    neighbours: Sequence[int],
+    *,
+    ignore_label: int,
+    batch_size: int,
+    progress: bool,
+) -> tuple[list[str], dict[tuple[str, int], list[Overlap]]]:
+    """Names of the test images that have labels, and what each arm and `k` makes of each of them."""
+    comparison = patches.comparison
+    names: list[str] = []
+    overlaps: dict[tuple[str, int], list[Overlap]] = {}
+    for batch in test.batches(_prepare(comparison), batch_size, phase="test images", progress=progress):
+        raw, truth = _tokens_and_truth(comparison, batch)
+        places = patch_of_pixel((truth.shape[1], truth.shape[2]), (raw.shape[1], raw.shape[2]))
+        counted = truth != ignore_label
+        labelled = [number for number in range(len(batch)) if counted[number].any()]
+        names += [batch[number].name for number in labelled]
+        for key, guesses in patches.guesses(raw, neighbours).items():
+            overlaps.setdefault(key, []).extend(
+                Overlap.of(truth[number][counted[number]], guesses[number][places][counted[number]])
+                for number in labelled
+            )
+    return names, overlaps
+
+
+def _prepare(comparison: Comparison) -> partial[tuple[Tensor, Tensor]]:
+    return partial(_resized, size=comparison.preprocess.size)
+
+
+def _resized(example: Example, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """The image, `(3, H, W)` uint8, and the class of each pixel, `(H, W)` int64."""
+    mask = cast(Image.Image, example.mask)
+    if mask.mode not in ("1", "L", "P", "I", "I;16"):
+        raise DataError(
+            f"The mask of {example.name} is of mode {mask.mode}; give masks of one channel whose values are numbers "
+            "of classes."
+        )
+    image = example.image.resize(size[::-1], Image.Resampling.BICUBIC)
+    labels = np.array(mask.resize(size[::-1], Image.Resampling.NEAREST)).astype(np.int64)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1), torch.from_numpy(labels)
+
+
+def _tokens_and_truth(comparison: Comparison, batch: list[Prepared]) -> tuple[Tensor, Tensor]:
+    """Raw patch tokens `(B, rows, columns, D)`, and the class of each pixel, `(B, H, W)`."""
+    rgb = torch.stack([image for image, _ in (one.value for one in batch)]).float() / 255
+    raw = comparison.raw_tokens(comparison.preprocess.normalize(rgb)).patches
+    if raw.ndim != 4:
+        raise LayoutError(f"Segmentation needs patches in rows and columns, not on a grid of {raw.ndim - 2} axes.")
+    return raw, torch.stack([labels for _, labels in (one.value for one in batch)])
+
+
+def patch_of_pixel(size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Number of the patch that each pixel lies in, `(H, W)` int64, on a grid that covers the image evenly.
+
+    Example:
+        >>> patch_of_pixel((2, 4), (1, 2))
+        tensor([[0, 0, 1, 1],
+                [0, 0, 1, 1]])
+    """
+    rows, columns = (torch.arange(length) * cells // length for length, cells in zip(size, grid, strict=True))
+    return rows[:, None] * grid[1] + columns
+
+
+def patch_classes(labels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """The class of most pixels of each patch, `(patches,)` int64; of two with as many, the one of lower number.
+
+    Args:
+        labels (`torch.Tensor` of shape `(H, W)`, int64): the class of each pixel.
+        grid (`(rows, columns)`): of the patches.
+
+    Example:
+        >>> patch_classes(torch.tensor([[7, 7, 3, 7], [7, 3, 3, 3]]), (1, 2))
+        tensor([7, 3])
+    """
+    classes, numbers = labels.unique(return_inverse=True)
+    places = patch_of_pixel((labels.shape[0], labels.shape[1]), grid) * len(classes) + numbers
+    counts = places.flatten().bincount(minlength=grid[0] * grid[1] * len(classes))
+    return classes[counts.view(-1, len(classes)).argmax(dim=1)]
+
+
+def _add_mean_iou(found: dict[str, Any], overlaps: dict[str, list[Overlap]], metric: str) -> None:
+    """Adds the mean IoU over all images to a summary; the interval of its difference resamples images."""
+    resampled = {arm: mean_iou_resamples(of_images) for arm, of_images in overlaps.items()}
+    for arm, (value, values) in resampled.items():
+        found["means"][arm][metric] = value
+        if arm != RAW:
+            raw_value, raw_values = resampled[RAW]
+            found["differences"][arm][metric] = interval(value - raw_value, values - raw_values)
+
+
+def mean_iou_resamples(overlaps: Sequence[Overlap]) -> tuple[float, Tensor]:
+    """Mean IoU over the classes of all images, and that of each bootstrap resample of the images, `(repeats,)`."""
+    classes = torch.cat([one.classes for one in overlaps]).unique()
+    both, either = torch.zeros(2, len(overlaps), len(classes), dtype=torch.float64)
+    for number, one in enumerate(overlaps):
+        columns = torch.searchsorted(classes, one.classes)
+        both[number, columns], either[number, columns] = one.both.double(), one.either.double()
+    values = [((counts @ both) / (counts @ either)).nanmean(dim=1) for counts in resamples(len(overlaps))]
+    return float((both.sum(dim=0) / either.sum(dim=0)).mean()), torch.cat(values)

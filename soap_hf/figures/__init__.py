@@ -1,0 +1,49 @@
+"""Pictures of a head and of what it does to images, for papers and model cards; they need matplotlib and no display.
+
+Functions return a matplotlib `Figure`, which `save_figure` writes.
+
+Example:
+    >>> from datasets import Dataset
+    >>> from PIL import Image
+    >>> from soap_hf import fit_soap
+    >>> from transformers import ViTConfig, ViTModel
+    >>> images = [Image.new("RGB", (48, 32), (40 * i, 0, 0)) for i in range(6)]
+    >>> vit = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+    ...                          image_size=32, patch_size=8))
+    >>> model = fit_soap(vit, Dataset.from_dict({"image": images}), progress=False)
+    >>> curve, maps = score_curve({"tiny ViT": model}), response_maps(model)
+    >>> pictures = look_at(model, images[:2])
+    >>> responses, tokens = response_overlay(pictures, model), token_colours(pictures)
+    >>> save_figure(tokens, "patch_tokens.png")  # doctest: +SKIP
+"""
+
+from ..errors import MissingExtraError
+
+try:
+    from .files import head_figures
+    from .heads import HeadRecord, backbone_label
+    from .pictures import Picture, look_at, response_overlay, token_colours
+    from .responses import response_maps
+    from .saliency import saliency_masks
+    from .scores import score_by_layer, score_curve
+    from .style import save_figure, to_png
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] != "matplotlib":
+        raise
+    raise MissingExtraError('Figures need matplotlib; run pip install "soap-hf[figures]".') from error
+
+__all__ = [
+    "HeadRecord",
+    "Picture",
+    "backbone_label",
+    "head_figures",
+    "look_at",
+    "response_maps",
+    "response_overlay",
+    "saliency_masks",
+    "save_figure",
+    "score_by_layer",
+    "score_curve",
+    "to_png",
+    "token_colours",
+]

@@ -1,0 +1,161 @@
+"""What a head does to images of yours: responses laid over them, and patch tokens as colours."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from ..errors import DataError, SOAPError
+from ..evaluation.comparison import Comparison
+from ..evaluation.salient_object import in_whole_patches, patch_stride, raw_grid, resized
+from ..modeling_soap import SOAPModelWrapper
+from ..preprocessing import to_rgb
+from ..token_statistics import TokenMoments
+from .heads import FittedHead, scored_layers, stored_components
+from .layout import COLORBAR_HEIGHT, picture_grid, place_colorbar, show
+from .style import SIGNED, styled
+
+COMPONENTS = 4
+"""Whose responses are laid over an image."""
+
+RESPONSE_LIMIT = 2.0
+"""Standard deviations at which the colours of responses end."""
+
+OPACITY = 0.65
+COLOUR_QUANTILES = 0.01, 0.99
+"""Where the colours of a component begin and end."""
+
+DISPLAYED_SIDE = 600
+"""Pixels of an image in a figure; more would not be seen."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image, and its patch tokens.
+
+    Attributes:
+        image (`PIL.Image.Image`): RGB, in its own shape, up to 600 pixels a side.
+        layer (`int`): the layer of the tokens.
+        arms (`dict[str, torch.Tensor]` of shape `(rows, columns, D)`): `"raw"` and `"soap"`, of one forward pass; of a
+            clip, means over its frames.
+    """
+
+    image: Image.Image
+    layer: int
+    arms: dict[str, Tensor]
+
+
+def look_at(
+    model: SOAPModelWrapper,
+    images: Iterable[Image.Image],
+    *,
+    layer: int | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> list[Picture]:
+    """Runs the backbone once on each image.
+
+    Args:
+        model ([`SOAPModelWrapper`]): a head and its backbone.
+        images (iterable of `PIL.Image.Image`): any mode and size.
+        layer (`int`, *optional*): one of the head's layers; default: the last one.
+        image_size (`(height, width)`, *optional*): resize all images to that, for a backbone that takes no other. By
+            default they keep their shape, on about as many pixels as the images of the fit had, in whole patches.
+
+    Raises:
+        HeadError: the head has no such layer.
+        BackboneError: the backbone cannot take images of that size.
+        DataError: no image.
+    """
+    comparison = Comparison.of(model, layer=layer)
+    pictures = []
+    for image in images:
+        image = to_rgb(image)
+        raw = raw_grid(comparison, resized(image, image_size or _size_of_the_fit(image, comparison)))
+        arms = {name: projection(raw).cpu() for name, projection in comparison.arms.items()}
+        pictures.append(Picture(displayed(image), comparison.layer, arms))
+    if not pictures:
+        raise DataError("A figure of images needs at least one.")
+    return pictures
+
+
+def displayed(image: Image.Image) -> Image.Image:
+    """An image, small enough for a figure."""
+    image = image.copy()
+    image.thumbnail((DISPLAYED_SIDE, DISPLAYED_SIDE))
+    return image
+
+
+@styled
+def response_overlay(pictures: Sequence[Picture], head: FittedHead) -> Figure:
+    """Images, a row each, with the responses of the four highest-scoring components laid over them.
+
+    The response of a raw token `z` to a component `v` is `(z - m)·v`, in standard deviations of the fit's tokens.
+
+    Args:
+        pictures (list of [`Picture`]): as [`look_at`] gives them.
+        head ([`SOAPModelWrapper`] or [`HeadRecord`]): the same head, with statistics.
+
+    Raises:
+        HeadError: the head was saved without statistics.
+    """
+    place = head.config.layers.index(pictures[0].layer)
+    components = stored_components(scored_layers(head)[place], COMPONENTS)
+    titles = ["\nimage", *(component.caption for component in components)]
+    figure, rows = picture_grid([picture.image for picture in pictures], titles, room=COLORBAR_HEIGHT)
+    shown = ScalarMappable(cmap=SIGNED)
+    shown.set_clim(-RESPONSE_LIMIT, RESPONSE_LIMIT)
+    for picture, (first, *others) in zip(pictures, rows, strict=True):
+        show(first, picture.image)
+        for axes, component in zip(others, components, strict=True):
+            show(axes, picture.image.convert("L"), cmap="gray", vmin=0, vmax=255)
+            response = component.response(picture.arms["raw"])
+            show(axes, response.numpy(), cmap=shown.cmap, norm=shown.norm, interpolation="nearest", alpha=OPACITY)
+    place_colorbar(figure, shown, "response in standard deviations", extend="both")
+    return figure
+
+
+@styled
+def token_colours(pictures: Sequence[Picture]) -> Figure:
+    """Images, a row each, with their patch tokens as colours, raw and clean.
+
+    Red, green and blue are the three leading principal components of the raw tokens of all the images. Both arms are
+    projected on them, and a colour means the same in both: they differ by what the head removes, and by nothing else.
+
+    Args:
+        pictures (list of [`Picture`]): as [`look_at`] gives them.
+    """
+    axes = _leading_directions([picture.arms["raw"] for picture in pictures])
+    colours = [{name: tokens.double() @ axes for name, tokens in picture.arms.items()} for picture in pictures]
+    values = torch.cat([value.flatten(0, -2) for picture in colours for value in picture.values()])
+    low, high = torch.quantile(values, torch.tensor(COLOUR_QUANTILES, dtype=values.dtype), dim=0)
+    figure, rows = picture_grid([picture.image for picture in pictures], ["image", "raw tokens", "clean tokens"])
+    for picture, arms, (first, *others) in zip(pictures, colours, rows, strict=True):
+        show(first, picture.image)
+        for panel, value in zip(others, arms.values(), strict=True):
+            shares = ((value - low) / (high - low)).nan_to_num(0.5).clamp(0, 1)
+            show(panel, shares.numpy(), interpolation="nearest")
+    return figure
+
+
+def _leading_directions(tokens: Sequence[Tensor]) -> Tensor:
+    """The three leading principal components of tokens, `(D, 3)`; zeros for those without variance."""
+    dim = tokens[0].shape[-1]
+    moments = TokenMoments(dim)
+    for single in tokens:
+        moments.update(single)
+    try:
+        principal = moments.principal_components()
+    except SOAPError:  # one token, or all alike: one colour
+        return torch.zeros(dim, 3, dtype=torch.float64)
+    return principal.components[:, :3] * principal.resolved[:3]
+
+
+def _size_of_the_fit(image: Image.Image, comparison: Comparison) -> tuple[int, int]:
+    """Height and width near an image's shape, on about as many pixels as the images of the fit had."""
+    scale = math.sqrt(math.prod(comparison.preprocess.size) / (image.width * image.height))
+    return in_whole_patches((round(image.height * scale), round(image.width * scale)), patch_stride(comparison))

@@ -1,0 +1,184 @@
+"""The evaluations run from the command line, write what they found, and refuse bad input before the work."""
+
+import csv
+import json
+
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+
+from soap_hf import SOAPModelWrapper, SOAPStatistics
+from tests.conftest import noise_image, random_projection
+from tests.test_evaluation_knn import coloured
+from tests.test_evaluation_segmentation import CHECKED, HALVES
+
+ARMS = ("--method", "soap", "--method", "zero-image", "--method", "top-pc", "--rank", 1)
+
+
+@pytest.fixture
+def head(vit, processor, tmp_path):
+    """A head of the tiny ViT, with statistics in which the leading component scores highest."""
+    real, synthetic = torch.randn(2, 70, 4, 4, 32)
+    for tokens in (real, synthetic):
+        tokens[..., 0] += torch.tensor([-4.0, -4.0, 4.0, 4.0])
+    statistics = SOAPStatistics.from_tokens(real, synthetic)
+    vit.save_pretrained(tmp_path / "vit")
+    model = SOAPModelWrapper.from_backbone(
+        str(tmp_path / "vit"), random_projection(32), image_processor=processor, statistics=statistics
+    )
+    model.save_pretrained(tmp_path / "head")
+    return tmp_path / "head"
+
+
+@pytest.fixture
+def colours(tmp_path):
+    """Images of two colours in folders by split and class."""
+    for split, number in (("train", 6), ("test", 3)):
+        for place, row in enumerate(coloured(number, seed=number)):
+            folder = tmp_path / "colours" / split / ("green" if row["label"] == 0 else "red")
+            folder.mkdir(parents=True, exist_ok=True)
+            row["image"].save(folder / f"{place}.png")
+    return tmp_path / "colours"
+
+
+@pytest.fixture
+def halves(tmp_path):
+    """Images and masks in two folders, with a split to test on."""
+    for split, dataset in (("train", HALVES), ("test", CHECKED)):
+        for place, row in enumerate(dataset):
+            for kind in ("image", "mask"):
+                folder = tmp_path / f"{kind}s" / split
+                folder.mkdir(parents=True, exist_ok=True)
+                row[kind].save(folder / f"{place}.png")
+    return tmp_path / "images", tmp_path / "masks"
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Twelve images of noise."""
+    (tmp_path / "photographs").mkdir()
+    for seed in range(12):
+        noise_image(seed).save(tmp_path / "photographs" / f"{seed}.png")
+    return tmp_path / "photographs"
+
+
+def written(folder, name):
+    """The rows and the summary in a folder of results."""
+    assert sorted(path.name for path in folder.iterdir()) == [f"{name}.csv", "summary.json"]
+    with open(folder / f"{name}.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file)), json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+
+
+def test_knn(run, head, colours, tmp_path):
+    status, out, err = run("evaluate", "knn", head, colours, "--k", 1, "--k", 3, *ARMS, "--output", "out", "--quiet")
+    assert (status, err) == (0, "")
+    assert "Results written to out" in out
+    rows, found = written(tmp_path / "out", "knn")
+    assert sorted(row["image"] for row in rows)[0] == "green/0.png"
+    assert {row["label"] for row in rows} == {"green", "red"}
+    assert list(found["means"]) == ["raw", "soap", "zero-image", "top-pc"]
+    assert found["means"]["raw"]["cls_mean_k3"] == sum(int(row["raw_cls_mean_k3"]) for row in rows) / len(rows) == 1
+    assert found["counts"] == {"test_images": 6, "training_images": 12, "classes": 2, "bad_images": 0}
+    assert found["command"].startswith("soap-hf evaluate knn ")
+    assert "top-pc" in out
+
+
+def test_segmentation(run, head, halves, tmp_path):
+    status, out, _ = run("evaluate", "segmentation", head, *halves, *ARMS, "--k", 1, "--output", "out", "--quiet")
+    assert status == 0
+    rows, found = written(tmp_path / "out", "segmentation")
+    assert [row["image"] for row in rows] == ["0.png", "1.png", "2.png"]
+    assert found["means"]["raw"].keys() == {"accuracy_k1", "image_miou_k1", "miou_k1"}
+    assert list(found["differences"]) == ["soap", "zero-image", "top-pc"]
+    assert found["differences"]["soap"]["miou_k1"].keys() == {"mean", "low", "high"}
+    assert "miou_k1" in out
+
+
+def test_segmentation_of_columns_and_of_two_data_sets(run, head, halves, tmp_path):
+    HALVES.save_to_disk(tmp_path / "train")
+    CHECKED.rename_column("mask", "truth").save_to_disk(tmp_path / "test")
+    options = ("--test-dataset", tmp_path / "test", "--k", 1, "--quiet")
+    assert "no column 'mask'" in run("evaluate", "segmentation", head, tmp_path / "train", *options)[2]
+    CHECKED.save_to_disk(tmp_path / "again")
+    options = ("--test-dataset", tmp_path / "again", *options[2:])
+    assert run("evaluate", "segmentation", head, tmp_path / "train", *options)[0] == 0
+    images, masks = halves
+    options = ("--test-dataset", images / "test", "--test-masks", masks / "test", *options[2:])
+    assert run("evaluate", "segmentation", head, images / "train", masks / "train", *options)[0] == 0
+
+
+def test_position(run, head, photographs, tmp_path):
+    status, out, _ = run("evaluate", "position", head, photographs, *ARMS, "--output", "out", "--quiet")
+    assert status == 0
+    rows, found = written(tmp_path / "out", "position")
+    assert len(rows) == found["counts"]["images"] == 12
+    assert found["means"]["soap"].keys() == {"share", "row_r2", "column_r2"}
+    mean = sum(float(row["top-pc_share"]) for row in rows) / 12
+    assert found["means"]["top-pc"]["share"] == pytest.approx(mean)
+    for word in ("share", "column_r2", "zero-image", "95 % interval"):
+        assert word in out
+
+
+def test_options_reach_the_evaluation(run, head, photographs, tmp_path):
+    options = "--image-size 24x40 --num-images 7 --seed 3 --ridge 0.5 --layer -1 --batch-size 2"
+    assert run("evaluate", "position", head, photographs, *options.split(), "--output", "out", "--quiet")[0] == 0
+    rows, found = written(tmp_path / "out", "position")
+    assert len(rows) == 7
+    assert found["counts"]["positions"] == 3 * 5
+    assert found["settings"]["image_size"] == [24, 40]
+    assert found["settings"]["ridge"] == 0.5
+
+
+def test_a_second_run_needs_leave_to_overwrite(run, refused, head, photographs, tmp_path):
+    command = ("evaluate", "position", head, photographs, "--output", tmp_path / "out", "--quiet")
+    assert run(*command)[0] == 0
+    before = (tmp_path / "out" / "position.csv").read_text()
+    assert "out is not empty; choose another folder or pass --overwrite" in refused(*command)
+    assert run(*command, "--num-images", 5, "--overwrite")[0] == 0
+    assert len((tmp_path / "out" / "position.csv").read_text()) < len(before)
+
+
+def test_no_token_is_written_down(run, head, photographs, tmp_path):
+    assert run("evaluate", "position", head, photographs, "--token", "hf_secret", "--output", "out", "--quiet")[0] == 0
+    assert "hf_secret" not in (tmp_path / "out" / "summary.json").read_text()
+
+
+REFUSALS = {
+    "knn head colours": "Class 'green' has 6 training images, fewer than k = 20",
+    "knn head colours --k 0": "Invalid value for '--k'",
+    "knn head colours --test-split val": "no split 'val'; choose one of",
+    "knn head colours --test-split train": "would be one split (train); choose two",
+    "knn head photographs --test-dataset photographs": "no column 'label' of labels; choose one of image",
+    "knn head single --test-dataset photographs": "at least 2 images, but the data set has 1",
+    "knn head colours --method pca --k 1": "There is no method 'pca'",
+    "knn nothing colours --k 1": "config.json of the head 'nothing' cannot be read",
+    "segmentation head images orphans": "4 of 7 files have no mask of the same name (test/0.png",
+    "segmentation head images photographs": "files have no mask of the same name",
+    "segmentation head images": "no column 'mask'",
+    "segmentation head images masks --k 100": "100 neighbours needs as many vectors, but there are 64",
+    "position head photographs --layer 3": "This head has no layer 3",
+    "position head photographs --ridge 0": "ridge of a probe must be positive",
+    "position head photographs --device nowhere": "Device 'nowhere' cannot be used here",
+    "position head photographs --output vit/config.json": "is a file; choose a folder",
+    "position head photographs --num-images 1": "Invalid value for '--num-images'",
+    "position head single": "at least 2 images, but the data set has 1",
+}
+
+
+@pytest.mark.parametrize("arguments", REFUSALS)
+def test_bad_input_is_refused_in_one_sentence(arguments, refused, head, colours, halves, photographs, tmp_path):
+    (tmp_path / "single").mkdir()
+    noise_image(0).save(tmp_path / "single" / "0.png")
+    (tmp_path / "orphans" / "train").mkdir(parents=True)
+    for name in "012":
+        Image.new("L", (32, 32)).save(tmp_path / "orphans" / "train" / f"{name}.png")
+    assert REFUSALS[arguments] in refused("evaluate", *arguments.split(), "--quiet")
+
+
+def test_a_class_folder_data_set_saved_by_datasets_works_too(run, head, colours, tmp_path):
+    Dataset.from_dict({"image": [row["image"] for row in coloured(3)], "kind": list("aaabbb")}).save_to_disk(
+        tmp_path / "set"
+    )
+    options = ("--test-dataset", tmp_path / "set", "--label-column", "kind", "--k", 1, "--quiet")
+    assert run("evaluate", "knn", head, tmp_path / "set", *options)[0] == 0
