@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import BertConfig, BertModel, ViTConfig, ViTForMaskedImageModeling, ViTMAEForPreTraining, ViTModel
-from transformers.utils import ModelOutput
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging as transformers_logging
 
 from soap_hf import PatchLayout, SOAPModelWrapper, SOAPProjection, attach_soap
@@ -340,7 +340,7 @@ def test_a_head_that_removes_nothing_changes_nothing(model, pixels):
 
 
 def test_what_a_model_adds_to_its_outputs_counts_as_computed():
-    first, second = (ModelOutput(last_hidden_state=torch.zeros(1)) for _ in range(2))
+    first, second = (BaseModelOutput(last_hidden_state=torch.zeros(1)) for _ in range(2))
     assert not depends(first, second, [])
     first.pooler_output, second.pooler_output = [torch.zeros(1)], [torch.ones(1)]
     assert depends(first, second, [])

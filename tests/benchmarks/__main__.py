@@ -11,13 +11,21 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks.extraction import extract_from_photographs
 from tests.benchmarks.projection import apply_projection
 from tests.benchmarks.saliency import find_eigenvectors, refine_masks
 from tests.benchmarks.streaming import stream_statistics
 from tests.benchmarks.timing import Comparison
 from tests.benchmarks.wrapper import wrap_backbone
 
-BENCHMARKS = (apply_projection, stream_statistics, wrap_backbone, find_eigenvectors, refine_masks)
+BENCHMARKS = (
+    apply_projection,
+    stream_statistics,
+    wrap_backbone,
+    find_eigenvectors,
+    refine_masks,
+    extract_from_photographs,
+)
 
 
 def main(
