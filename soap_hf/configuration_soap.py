@@ -191,12 +191,11 @@ def _refuse_absurd_values(values: dict[str, Any]) -> None:
         foreign.append("auto_map")
     if foreign:
         raise HeadError(f"The head's config holds {foreign[0]!r}, which no head sets like this; fetch or fit it anew.")
-    own = SOAPConfig.__annotations__.keys() - {"backbone"}
-    told = {name: value for name, value in values.items() if name in own}
-    built = {name: value for name, value in values.items() if name not in own}
-    for part, largest in ((told, MAX_NUMBER), (built, MAX_COUNT)):
-        if any(isinstance(value, int) and abs(value) > largest for value in all_values(part)):
-            raise HeadError(f"The head's config holds a number beyond {largest}; fetch or fit it anew.")
+    own = SOAPConfig.__annotations__.keys() - {"backbone"}  # these are checked when the config is made
+    all_values({name: values[name] for name in values if name in own})
+    others = all_values({name: values[name] for name in values if name not in own})
+    if any(isinstance(value, int) and abs(value) > MAX_COUNT for value in others):
+        raise HeadError(f"The backbone in the head's config has a number beyond {MAX_COUNT}; fetch or fit it anew.")
 
 
 def all_values(tree: Any) -> list[Any]:
@@ -251,9 +250,6 @@ MAX_HIDDEN_SIZE = 1 << 20
 
 MAX_COUNT = 1 << 18
 """Whole numbers beyond this in a backbone's config: transformers makes lists as long as some of them say."""
-
-MAX_NUMBER = 1 << 64
-"""Whole numbers beyond this are no seeds and no counts."""
 
 MAX_DEPTH = 32
 MAX_VALUES = 1 << 17

@@ -25,8 +25,8 @@ TASK = "salient-object-segmentation"
 class SalientObjectSegmentationPipeline(Pipeline):
     """Finds the salient object of images by TokenCut on clean patch tokens, refined by the fast bilateral solver.
 
-    A pipeline of transformers, registered by `import soap_hf`. Needs `pip install "soap-hf[eval]"`. Images go in one at
-    a time, each in its own size, whatever `batch_size` says.
+    A pipeline of transformers, registered by `import soap_hf`; it needs `pip install "soap-hf[eval]"`. Images go in
+    one at a time, each in its own size, whatever `batch_size` says.
 
     Example:
 

@@ -17,6 +17,9 @@ from .token_statistics import ResponseCounts, TokenMoments
 STORED_COMPONENTS = 64
 """Vectors and response maps of this many components, those with the highest scores, are saved."""
 
+LEADING_COMPONENTS = 16
+"""… and those of this many components of largest variance, to compare with."""
+
 _TENSORS = (
     "mean",
     "eigenvalues",
@@ -39,8 +42,8 @@ class SOAPStatistics:
         scores (`(D,)` float64): semantic invariance of every component; 0 where the variance is mere round-off.
         standard_errors (`(D,)` float64): sampling error of the scores for the given components, by a jackknife over
             groups of images.
-        component_indices (`(K,)` int64): numbers of the components below; all `D` after a fit, the 64 with the highest
-            scores after loading.
+        component_indices (`(K,)` int64): numbers of the components below; all `D` after a fit, after loading the 64
+            with the highest scores and the 16 of largest variance.
         components (`(D, K)` float64, float32 after loading): components in columns; the entry of largest magnitude is
             positive.
         real_response, synthetic_response (`(*grid, K)`, as `components`): share of images with a positive response.
@@ -133,8 +136,8 @@ class SOAPStatistics:
         absent = [number for number in removed.tolist() if number not in columns]
         if absent:
             raise SOAPError(
-                f"mu={mu} removes {len(removed)} components, but these statistics hold the vectors of the "
-                f"{len(columns)} highest-scoring ones; ask for a smaller mu or fit again."
+                f"mu={mu} removes {len(removed)} components, but these statistics hold the vectors of {len(columns)} "
+                "only; ask for a smaller mu or fit again."
             )
         basis = self.components[:, [columns[number] for number in removed.tolist()]]
         return SOAPProjection(basis, weights[removed])
@@ -169,16 +172,19 @@ class SOAPStatistics:
         ]
 
     def save(self, path: str | os.PathLike, *, num_components: int = STORED_COMPONENTS) -> None:
-        """Writes one safetensors file: scores and variances of all components, vectors and responses of the best.
+        """Writes one safetensors file: scores and variances of all components, vectors and responses of some.
 
         Args:
             path (`str` or `os.PathLike`): the file.
-            num_components (`int`, defaults to 64): how many vectors and responses are kept.
+            num_components (`int`, defaults to 64): how many vectors and responses are kept beside those of the 16
+                components of largest variance.
 
         Raises:
             OutputError: the file cannot be written.
         """
-        keep = torch.argsort(self.scores[self.component_indices], descending=True, stable=True)[:num_components]
+        order = torch.argsort(self.scores[self.component_indices], descending=True, stable=True)
+        best, others = order[:num_components], order[num_components:]
+        keep = torch.cat((best, others[self.component_indices[others] < LEADING_COMPONENTS]))
         tensors = {name: getattr(self, name) for name in _TENSORS}
         tensors["component_indices"] = self.component_indices[keep]
         for name in ("components", "real_response", "synthetic_response"):

@@ -18,7 +18,7 @@ from typing import Any
 MEMORY = 500 << 20
 """Bytes that loading a head may take on top of what the process has already."""
 
-PATIENCE = 10.0
+PATIENCE = 20.0
 """Seconds after which loading a head counts as hanging; it takes some 20 ms."""
 
 RUNNING = {

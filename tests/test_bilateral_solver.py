@@ -86,12 +86,11 @@ def test_nothing_given_is_changed():
 
 
 @pytest.mark.parametrize(
-    "image",
-    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)],
+    ("shape", "dtype"), [((4, 4), np.uint8), ((4, 4, 3), float), ((4, 4, 4), np.uint8), ((0, 4, 3), np.uint8)]
 )
-def test_images_that_are_not_rgb_of_8_bit_are_refused(image):
+def test_images_that_are_not_rgb_of_8_bit_are_refused(shape, dtype):
     with pytest.raises(SOAPError, match=r"\(H, W, 3\) in uint8"):
-        BilateralGrid(image)
+        BilateralGrid(np.zeros(shape, dtype))
 
 
 def test_a_target_of_another_size_is_refused():
@@ -108,5 +107,6 @@ def test_the_largest_region_is_kept_and_filled():
     full = np.zeros((7, 9), bool)
     full[:5, :5] = True
     assert (largest_region(ring | small) == full).all()
+    assert (largest_region((ring | small)[::-1, ::-1]) == full[::-1, ::-1]).all()  # whichever comes first
     assert not largest_region(np.zeros((3, 4), bool)).any()
     assert largest_region(np.ones((3, 4), bool)).all()

@@ -80,6 +80,7 @@ def test_knn(run, head, colours, tmp_path):
     assert list(found["means"]) == ["raw", "soap", "zero-image", "top-pc"]
     assert found["means"]["raw"]["cls_mean_k3"] == sum(int(row["raw_cls_mean_k3"]) for row in rows) / len(rows) == 1
     assert found["counts"] == {"test_images": 6, "training_images": 12, "classes": 2, "bad_images": 0}
+    assert found["settings"]["ranks"] == {"raw": 0, "soap": 2, "zero-image": 1, "top-pc": 1}
     assert found["command"].startswith("soap-hf evaluate knn ")
     assert "top-pc" in out
 

@@ -1,4 +1,4 @@
-"""Objects that are planted are found, in every arm by one rule; odd images and masks are counted, and nothing breaks."""
+"""Planted objects are found, in every arm by one rule; odd images and masks are counted, and nothing breaks."""
 
 import csv
 import dataclasses
@@ -255,18 +255,8 @@ def test_command_line_writes_a_row_an_image(run, head, folders, tmp_path):
 
 def test_command_line_takes_columns_and_one_size(run, head, tmp_path):
     scenes().rename_column("mask", "truth").save_to_disk(tmp_path / "columns")
-    options = (
-        "--mask-column",
-        "truth",
-        "--no-bilateral",
-        "--image-size",
-        "64x80",
-        "--num-images",
-        2,
-        "--output",
-        "out",
-    )
-    status, out, _ = run("evaluate", "saliency", head, tmp_path / "columns", *options)
+    options = ("--mask-column", "truth", "--no-bilateral", "--image-size", "64x80", "--num-images", 2)
+    status, out, _ = run("evaluate", "saliency", head, tmp_path / "columns", *options, "--output", "out")
     assert status == 0
     assert "bilateral" not in out
     found = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
@@ -276,16 +266,14 @@ def test_command_line_takes_columns_and_one_size(run, head, tmp_path):
 
 def test_command_line_refuses_folders_that_do_not_pair_up(refused, head, folders):
     images, masks = folders
+    command = ("evaluate", "saliency", head, images, masks)
     (masks / "1.bmp").rename(masks / "one.bmp")
-    assert "1 of 3 files have no mask of the same name (1.png)" in refused("evaluate", "saliency", head, images, masks)
+    assert "1 of 3 files have no mask of the same name (1.png)" in refused(*command)
     (images / "1.png").unlink()
-    assert "1 of 3 files have no image of the same name (one.bmp)" in refused(
-        "evaluate", "saliency", head, images, masks
-    )
-    (images / "2.png").unlink()
-    (masks / "2.bmp").unlink()
-    (masks / "one.bmp").unlink()
-    assert "at least 2 images" in refused("evaluate", "saliency", head, images, masks)
+    assert "1 of 3 files have no image of the same name (one.bmp)" in refused(*command)
+    for path in (images / "2.png", masks / "2.bmp", masks / "one.bmp"):
+        path.unlink()
+    assert "at least 2 images" in refused(*command)
 
 
 def test_command_line_refuses_masks_of_another_size_on_request(run, head, folders):

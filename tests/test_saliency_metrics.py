@@ -48,6 +48,11 @@ def test_an_inverted_mask_scores_nothing(drawn):
     assert all_measures(~truth, truth)[:4] == pytest.approx((0, 0, 0, 0), abs=1e-12)
 
 
+def test_the_structure_of_an_inverted_mask_is_not_below_zero():
+    stripes = np.arange(6) % 2 * np.ones((8, 1)) > 0
+    assert s_measure(1.0 - stripes, stripes) == 0
+
+
 def test_an_empty_mask_is_right_where_there_is_no_object():
     empty = np.zeros_like(HALF)
     assert all_measures(empty, HALF)[:4] == pytest.approx((0, 0.5, 0, 0.25))

@@ -1,5 +1,7 @@
 """Measures of what a head does to a backbone's patch tokens."""
 
+from typing import TYPE_CHECKING, Any
+
 from .arms import arm_projections
 from .comparison import Comparison
 from .examples import Examples, open_pairs
@@ -7,13 +9,25 @@ from .knn import evaluate_knn
 from .position import evaluate_position, position_variance_share
 from .segmentation import evaluate_segmentation
 
+if TYPE_CHECKING:
+    from .saliency import evaluate_saliency
+
 __all__ = [
     "Comparison",
     "Examples",
     "arm_projections",
     "evaluate_knn",
     "evaluate_position",
+    "evaluate_saliency",
     "evaluate_segmentation",
     "open_pairs",
     "position_variance_share",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "evaluate_saliency":  # which needs an extra that the others do not
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .saliency import evaluate_saliency
+
+    return evaluate_saliency

@@ -138,8 +138,11 @@ def _system(blur: csr_array, pixels: np.ndarray) -> csr_array:
         scale = np.sqrt(scale * pixels / (blur @ scale))
     marginals = scale * (blur @ scale)
     row_scale = np.repeat(scale, np.diff(blur.indptr))
-    bistochastic = csr_array((row_scale * blur.data * scale[blur.indices], blur.indices, blur.indptr), blur.shape)
-    return (diags_array(SMOOTHNESS * marginals + CONFIDENCE * pixels) - SMOOTHNESS * bistochastic).tocsr()
+    system = csr_array(
+        (-SMOOTHNESS * row_scale * blur.data * scale[blur.indices], blur.indices, blur.indptr), blur.shape
+    )
+    system.setdiag(system.diagonal() + SMOOTHNESS * marginals + CONFIDENCE * pixels)
+    return system
 
 
 def _neighbours(vertices: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:

@@ -32,7 +32,7 @@ def f_measures(saliency: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """F-measure, (1 + b) P R / (b P + R) with b = 0.3, of what is at or above each of 256 thresholds; `(256,)`.
 
     Where nothing is right, as for an empty `truth`, it is 0. Maximal F is the largest value of the mean of such curves
-    over images: one threshold holds for all.
+    over images: one threshold holds for all. The first takes every pixel, so that no map does worse than that.
     """
     levels = (saliency * (LEVELS - 1)).astype(np.uint8)
     right, found = (

@@ -75,8 +75,8 @@ def second_eigenvector(linked: np.ndarray, epsilon: float = EPSILON) -> np.ndarr
     r"""The second-smallest eigenvector of $(D - W) x = \lambda D x$, for $W$ of 1 where linked and epsilon elsewhere.
 
     It is $D^{-1/2} y$, with $y$ the second-largest eigenvector of $D^{-1/2} W D^{-1/2}$. The largest is known,
-    $D^{1/2} 1$, and is moved to the other end of the spectrum. What is left to find is the largest eigenvector of a
-    matrix, to which Lanczos iterations converge in a few dozen products.
+    $D^{1/2} 1$, and its eigenvalue is made 0, which is less than the second (the trace says so). What is left to find
+    is the largest eigenvector of a matrix, to which Lanczos iterations converge in a few dozen products.
 
     Args:
         linked (`np.ndarray` of shape `(N, N)`, bool): symmetric.
@@ -93,12 +93,10 @@ def second_eigenvector(linked: np.ndarray, epsilon: float = EPSILON) -> np.ndarr
     weights /= root[:, None]
     weights /= root
     first = root / np.linalg.norm(root)
-    shifted = LinearOperator(
-        weights.shape, matvec=lambda x: weights @ x - 2 * first * (first @ x), dtype=weights.dtype
-    )
+    deflated = LinearOperator(weights.shape, matvec=lambda x: weights @ x - first * (first @ x), dtype=weights.dtype)
     start = np.random.default_rng(0).standard_normal(len(root))
     try:
-        _, vectors = eigsh(shifted, k=1, which="LA", v0=start, tol=TOLERANCE)
+        _, vectors = eigsh(deflated, k=1, which="LA", v0=start, tol=TOLERANCE)
     except ArpackError:
         return None
     return vectors[:, 0] / root

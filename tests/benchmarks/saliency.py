@@ -11,8 +11,8 @@ from transformers import AutoModel
 from soap_hf import SOAPModelWrapper
 from soap_hf.evaluation.bilateral_solver import BilateralGrid
 from soap_hf.evaluation.tokencut import EPSILON, links, second_eigenvector
-from tests import plain_bilateral_solver
 from tests.benchmarks.timing import Comparison, medians
+from tests.plain_bilateral_solver import solve
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 IMAGES, SIZE, GRID = 8, (300, 400), (21, 29)
@@ -48,9 +48,7 @@ def refine_masks() -> Comparison:
 
     candidates = {
         "BilateralGrid": lambda: [refine_both(image) for image in images],
-        "plain solver": lambda: [
-            plain_bilateral_solver.solve(image, target) for image in images for target in targets
-        ],
+        "plain solver": lambda: [solve(image, target) for image in images for target in targets],
     }
     seconds = medians(candidates, repeats=5, warm_up=1, units=dict.fromkeys(candidates, IMAGES))
     return Comparison(
