@@ -1,6 +1,7 @@
 """The command line of the evaluations: `soap-hf evaluate saliency | knn | segmentation | position`."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
@@ -79,7 +80,7 @@ def saliency(
     )
     comparison = compare(head, options | {"image_size": image_size})
     found = evaluate_saliency(comparison, examples, bilateral=bilateral, image_size=image_size, **running(options))
-    finish(found, options)
+    finish(found, options, head, dataset)
 
 
 @app.command()
@@ -109,7 +110,8 @@ def knn(
     test_split = _test_split(train_split, test_split, test_dataset)
     train = examples(dataset, train_split, num_train)
     test = examples(test_dataset or dataset, test_split, num_test)
-    finish(evaluate_knn(compare(head, options), train, test, neighbours=k or NEIGHBOURS, **running(options)), options)
+    found = evaluate_knn(compare(head, options), train, test, neighbours=k or NEIGHBOURS, **running(options))
+    finish(found, options, head, dataset)
 
 
 @app.command()
@@ -160,7 +162,7 @@ def segmentation(
         ignore_label=ignore_label,
         **running(options),
     )
-    finish(found, options)
+    finish(found, options, head, dataset)
 
 
 @app.command()
@@ -181,7 +183,7 @@ def position(
 
     opened = open_dataset(dataset, split=split, config_name=options["config_name"], token=options["token"])
     images = Examples(opened, num_images=num_images, **reading(options))
-    finish(evaluate_position(compare(head, options), images, ridge=ridge, **running(options)), options)
+    finish(evaluate_position(compare(head, options), images, ridge=ridge, **running(options)), options, head, dataset)
 
 
 def begin(options: dict[str, Any]) -> None:
@@ -230,14 +232,20 @@ def running(options: dict[str, Any]) -> dict[str, Any]:
     return {**batches, "progress": not options["quiet"], "command": command_line(sys.argv[1:])}
 
 
-def finish(found: "Results", options: dict[str, Any]) -> None:
-    """Prints the table, and writes the files if there is a folder for them."""
+def finish(found: "Results", options: dict[str, Any], head: str, dataset: str) -> None:
+    """Prints the table, and writes the files if there is a folder for them; one in the head's reaches its card."""
+    from .data import public_name
     from .evaluation.results import results_table, write_results
+    from .head_files import EVALUATIONS_FOLDER
+    from .model_card import refresh_card
 
     Console().print(results_table(found.summary, found.name))
     if options["output"] is not None:
-        write_results(options["output"], *found)
+        summary = {"evaluation": found.name, "dataset": public_name(dataset), **found.summary}
+        write_results(options["output"], found.name, found.rows, summary)
         typer.echo(f"Results written to {options['output']}")
+        if options["output"].absolute().parent == Path(head).absolute() / EVALUATIONS_FOLDER:
+            refresh_card(Path(head))
 
 
 def _test_split(train_split: str | None, test_split: str | None, test_dataset: str | None) -> str | None:

@@ -1,5 +1,6 @@
 """Images from data sets: opening, sampling, decoding, and counting those that cannot be read."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -86,6 +87,13 @@ def open_dataset(
 def _is_saved(path: Path) -> bool:
     """Whether `datasets` has written this folder with `save_to_disk`."""
     return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
+
+
+def public_name(dataset: Any, opened: Dataset | IterableDataset | None = None) -> str:
+    """What to call a data set where others may read it: no local path beyond its last part."""
+    if isinstance(dataset, (str, os.PathLike)):
+        return Path(dataset).name if Path(dataset).exists() else str(dataset)
+    return (opened.info.dataset_name if opened is not None else None) or "a data set in memory"
 
 
 def _builder_arguments(path: Path) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,7 +12,7 @@ from transformers.utils import logging
 
 from .backbones import bare_backbone, load_backbone, resolve_commit
 from .call_convention import native_image_size
-from .data import SHUFFLE_BUFFER, ImageSample, open_dataset
+from .data import SHUFFLE_BUFFER, ImageSample, open_dataset, public_name
 from .errors import BackboneError, DataError, LayoutError, first_sentence
 from .modeling_soap import SOAPModelWrapper
 from .patch_layout import PatchLayout, as_size
@@ -159,7 +158,7 @@ def fit_soap(
     model.reweight(mu, tau, threshold)
     some = statistics[layers[0]]
     model.config.fit = {
-        "dataset": _public_name(dataset, opened),
+        "dataset": public_name(dataset, opened),
         "config_name": config_name,
         "split": str(opened.split) if opened.split is not None else split,
         "image_column": image_column,
@@ -231,13 +230,6 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise BackboneError(f"Device {device!r} cannot be used here ({first_sentence(error)}); try cpu.") from error
     return target
-
-
-def _public_name(dataset: Any, opened: Dataset | IterableDataset) -> str:
-    """What to call the data set in a config that may be published: no local path beyond its last part."""
-    if isinstance(dataset, (str, os.PathLike)):
-        return Path(dataset).name if Path(dataset).exists() else str(dataset)
-    return opened.info.dataset_name or "a data set in memory"
 
 
 def _say_what_was_found(model: SOAPModelWrapper, statistics: dict[int, SOAPStatistics]) -> None:

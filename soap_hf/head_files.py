@@ -21,7 +21,13 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PROCESSOR_FILE = "preprocessor_config.json"
 FIGURES_FOLDER = "figures"
-OPTIONAL_FILES = ("statistics*.safetensors", PROCESSOR_FILE, f"{FIGURES_FOLDER}/*.png")
+EVALUATIONS_FOLDER = "evaluation"
+OPTIONAL_FILES = (
+    "statistics*.safetensors",
+    PROCESSOR_FILE,
+    f"{FIGURES_FOLDER}/*.png",
+    f"{EVALUATIONS_FOLDER}/*/*.*",
+)
 """Files that a head may have: those of an earlier head in the same place must not be taken for a later one's."""
 
 BACKBONE_FOLDER = "backbone"

@@ -1,5 +1,7 @@
 """The model card of a head: made from a template, and made again without losing what a person wrote."""
 
+import json
+import os
 import re
 import shlex
 from importlib.resources import files
@@ -7,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .configuration_soap import SOAPConfig
 from .errors import OutputError, first_sentence
-from .head_files import BACKBONE_FOLDER, FIGURES_FOLDER, INCLUDED_BACKBONE
+from .head_files import BACKBONE_FOLDER, EVALUATIONS_FOLDER, FIGURES_FOLDER, INCLUDED_BACKBONE, HeadSource, read_config
 from .semantic_invariance import NEGLIGIBLE_WEIGHT
 
 CARD_FILE = "README.md"
+ARMS = (("means", "raw"), ("means", "soap"), ("differences", "soap"))
+TASKS = {"knn": "image-classification", "saliency": "image-segmentation", "segmentation": "image-segmentation"}
+"""The Hub's names of what the evaluations measure."""
+
 BLOCK = re.compile(r"<!-- soap_hf:(\w+) -->\n.*?<!-- /soap_hf:\1 -->", flags=re.DOTALL)
 """What this module writes, and may write again; everything outside belongs to whoever wrote it."""
 
@@ -42,8 +48,9 @@ def write_card(
     Raises:
         OutputError: the old card's metadata is not YAML.
     """
+    results = _results(folder)
     card = ModelCard.from_template(
-        _metadata(config, license), template_str=_template(), **_words(config, folder, name)
+        _metadata(config, name, license, results), template_str=_template(), **_words(config, folder, name, results)
     )
     if old is not None:
         try:
@@ -55,6 +62,13 @@ def write_card(
             ) from error
     card.data.license = card.data.license or fallback_license
     card.save(folder / CARD_FILE)
+
+
+def refresh_card(folder: Path) -> None:
+    """Makes the card of a head's folder anew, after figures or evaluations were added to it."""
+    card = folder / CARD_FILE
+    old = card.read_text(encoding="utf-8") if card.exists() else None
+    write_card(read_config(HeadSource(os.fspath(folder))), folder, name=folder.resolve().name, old=old)
 
 
 def is_edited(card: str) -> bool:
@@ -72,7 +86,7 @@ def _template() -> str:
     return files("soap_hf").joinpath("templates/model_card.md").read_text(encoding="utf-8")
 
 
-def _metadata(config: SOAPConfig, license: str | None) -> ModelCardData:
+def _metadata(config: SOAPConfig, name: str, license: str | None, results: list[dict[str, Any]]) -> ModelCardData:
     backbone, data_set = config.backbone_name_or_path, (config.fit or {}).get("dataset")
     return ModelCardData(
         library_name="transformers",
@@ -81,6 +95,19 @@ def _metadata(config: SOAPConfig, license: str | None) -> ModelCardData:
         base_model_relation="adapter" if is_hub_id(backbone) else None,
         datasets=[data_set] if data_set and "/" in data_set and is_hub_id(data_set) else None,
         license=license,
+        model_name=name if results else None,
+        eval_results=[
+            EvalResult(
+                task_type=TASKS.get(row["evaluation"], "image-feature-extraction"),
+                dataset_type=row["dataset"],
+                dataset_name=row["dataset"],
+                metric_type=row["metric"],
+                metric_name=f"{row['metric']} ({row['evaluation']})",
+                metric_value=round(row["soap"], 6),
+            )
+            for row in results
+        ]
+        or None,
         tags=["soap", "soap-hf", "feature-extraction", "vision"],
     )
 
@@ -101,7 +128,7 @@ def _keep_what_was_written(old: ModelCard, new: ModelCard) -> None:
     new.data = ModelCardData(**merged, ignore_metadata_errors=True)
 
 
-def _words(config: SOAPConfig, folder: Path, name: str) -> dict[str, Any]:
+def _words(config: SOAPConfig, folder: Path, name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
     """What the template says of this head."""
     rows_of_layers = config.components or [[]] * len(config.layers)  # a head made by hand knows none
     pictures = sorted(path.name for path in (folder / FIGURES_FOLDER).glob("*.png"))
@@ -122,9 +149,30 @@ def _words(config: SOAPConfig, folder: Path, name: str) -> dict[str, Any]:
         ],
         "settings": f"mu={config.mu}, tau={config.tau}, threshold={config.threshold}",
         "figures": [{"file": file, "title": file.removesuffix(".png").replace("_", " ")} for file in pictures],
+        "results": results,
         "fit": config.fit,
         "command": _command(config, config.fit) if config.fit else None,
     }
+
+
+def _results(folder: Path) -> list[dict[str, Any]]:
+    """What `soap-hf evaluate … --output HEAD/evaluation/NAME` has written beside a head: a row a metric."""
+    rows = []
+    for path in sorted((folder / EVALUATIONS_FOLDER).glob("*/summary.json")):
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        raw, clean, differences = (summary[key].get(arm, {}) for key, arm in ARMS)
+        rows += [
+            {
+                "evaluation": summary["evaluation"],
+                "dataset": summary["dataset"],
+                "metric": metric,
+                "raw": raw[metric],
+                "soap": value,
+                **differences[metric],
+            }
+            for metric, value in clean.items()
+        ]
+    return rows
 
 
 def _backbone(config: SOAPConfig) -> str:
