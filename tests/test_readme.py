@@ -25,7 +25,9 @@ def test_python_runs_from_top_to_bottom(tmp_path: Path, monkeypatch):
 
 def test_every_option_and_command_is_there():
     commands = get_command(app).commands
-    options = {option for command in commands.values() for single in command.params for option in single.opts}
+    every = [one for command in commands.values() for one in (command, *getattr(command, "commands", {}).values())]
+    options = {option for command in every for single in command.params for option in single.opts}
+    options |= {option for command in every for single in command.params for option in single.secondary_opts}
     mentioned = set(re.findall(r"--[a-z][a-z-]+", README)) - {"--help", "--debug"}
     assert mentioned <= options
     assert set(re.findall(r"^soap-hf (\w+)", README, flags=re.MULTILINE)) <= set(commands)
