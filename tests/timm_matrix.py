@@ -14,7 +14,6 @@ for operator in ("nms", "qnms"):
     with contextlib.suppress(RuntimeError):  # torchvision is whole
         torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float threshold) -> Tensor")
 
-import timm
 from transformers import AutoModel, TimmWrapperConfig
 
 from soap_hf import SOAPModelWrapper, attach_soap
@@ -48,6 +47,8 @@ def measure(architecture: str, size: int) -> str:
 @torch.no_grad()
 def measure_attached(architecture: str, size: int) -> str:
     """Whether a head attached to timm's own model cleans what its wrapper cleans, and leaves no trace."""
+    import timm  # not there where the other tests run
+
     live = timm.create_model(architecture, num_classes=5).eval()
     backbone = AutoModel.from_config(TimmWrapperConfig(architecture=architecture, do_pooling=False)).eval()
     backbone.timm_model.load_state_dict(live.state_dict(), strict=False)
