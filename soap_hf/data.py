@@ -1,12 +1,8 @@
-"""Images from data sets: opening, sampling, decoding, and counting those that cannot be read."""
+"""Opening data sets of images: from the Hub, folders, files and memory."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import (
     Dataset,
     DatasetDict,
@@ -19,17 +15,9 @@ from datasets import (
 )
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetNotFoundError
-from PIL import Image, UnidentifiedImageError
-from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import IterableDataset as TorchIterableDataset
+from PIL import Image
 
 from .errors import DataError, first_sentence
-from .preprocessing import ImagePreprocessor, to_rgb
-
-SHUFFLE_BUFFER = 1000
-"""Images held to shuffle a stream."""
 
 SPLIT_FOLDERS = {"train", "test", "val", "validation"}
 
@@ -147,137 +135,3 @@ def _choose_split(splits: list[str], split: str | None) -> str:
     if "train" in splits:
         return "train"
     raise DataError(f"The data set has several splits; choose one of {', '.join(splits)} with split=….")
-
-
-@dataclass(frozen=True)
-class BadImage:
-    """An image that could not be read, and why."""
-
-    name: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.reason})"
-
-
-class ImageSample:
-    """A seeded random sample of a data set's images, read in the same order each time.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`): where the images are. A stream is shuffled through a buffer.
-        column (`str`): the image column.
-        num_images (`int`, *optional*): how many to draw; all if there are fewer, or if `None`.
-        seed (`int`): names the sample.
-
-    Raises:
-        DataError: no such column, not images, or fewer than 2.
-    """
-
-    def __init__(self, dataset: Dataset | IterableDataset, column: str, num_images: int | None, seed: int):
-        self.column = column
-        self.streamed = isinstance(dataset, IterableDataset)
-        dataset = _undecoded(dataset, column)
-        if isinstance(dataset, IterableDataset):
-            stream = dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
-            self._rows: Any = stream if num_images is None else stream.take(num_images)
-            self.available = num_images
-        else:
-            order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
-            self._rows = dataset.select(order[:num_images])
-            self.available = len(self._rows)
-            if self.available < 2:
-                raise DataError(f"A fit needs at least 2 images, but the data set has {self.available}.")
-        self._seed = seed
-
-    def batches(
-        self, preprocess: ImagePreprocessor, batch_size: int, num_workers: int = 0
-    ) -> Iterator[tuple[Tensor | None, list[BadImage]]]:
-        """Pixels of the images, `(B, 3, H, W)` float32 (`None` if a batch holds no readable image), and the others."""
-        read = partial(_read, column=self.column, preprocess=preprocess)
-        images: TorchDataset = _Stream(self._rows, read) if self.streamed else _Rows(self._rows, read)
-        loader = DataLoader(
-            images,
-            batch_size=batch_size,
-            collate_fn=_collate,
-            num_workers=min(num_workers, 1) if self.streamed else num_workers,
-            generator=torch.Generator().manual_seed(self._seed),
-        )
-        yield from loader
-
-
-def _undecoded(dataset: Dataset | IterableDataset, column: str) -> Dataset | IterableDataset:
-    """The image column alone, with images as files rather than pixels, so that a broken one can be skipped."""
-    features = dataset.features
-    example: dict[str, Any] = {}
-    if features is None:
-        example = next(iter(dataset), {})
-    columns = list(features if features is not None else example)
-    if column not in columns:
-        raise DataError(
-            f"The data set has no column {column!r}; choose one of {', '.join(columns) or 'none'} with image_column=…."
-        )
-    if features is None:
-        if not isinstance(example[column], (Image.Image, dict, bytes)):
-            raise _not_images(column, type(example[column]).__name__)
-        return dataset
-    kind = features[column]
-    files = isinstance(kind, dict) and {"bytes", "path"} <= set(kind)
-    if not (isinstance(kind, ImageFeature) or files or getattr(kind, "dtype", None) in ("binary", "large_binary")):
-        raise _not_images(column, str(kind))
-    return dataset.select_columns([column]).cast_column(column, ImageFeature(decode=False))
-
-
-def _not_images(column: str, kind: str) -> DataError:
-    return DataError(
-        f"Column {column!r} holds {kind}, not images; choose another with image_column=…, or cast it with "
-        "dataset.cast_column(…, datasets.Image())."
-    )
-
-
-def _read(row: dict[str, Any], number: int, column: str, preprocess: ImagePreprocessor) -> Tensor | BadImage:
-    value = row[column]
-    try:
-        image = to_rgb(_decode(value))
-        image.load()
-    except Exception as error:  # decoders raise what they like, and every one of them means a bad file
-        path = value.get("path") if isinstance(value, dict) else None
-        reason = "no known image format" if isinstance(error, UnidentifiedImageError) else first_sentence(error)
-        return BadImage(str(path or f"row {number} of the sample"), reason)
-    return preprocess(image)
-
-
-def _decode(value: Any) -> Image.Image:
-    if isinstance(value, Image.Image):
-        return value
-    if isinstance(value, bytes):
-        value = {"bytes": value, "path": None}
-    if value is None:
-        raise ValueError("no image")
-    return ImageFeature().decode_example(value)
-
-
-class _Rows(TorchDataset):
-    def __init__(self, rows: Dataset, read: Any):
-        self.rows, self.read = rows, read
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: int) -> Tensor | BadImage:
-        return self.read(self.rows[number], number)
-
-
-class _Stream(TorchIterableDataset):
-    def __init__(self, rows: IterableDataset, read: Any):
-        self.rows, self.read = rows, read
-
-    def __iter__(self) -> Iterator[Tensor | BadImage]:
-        # unlike iterating over the rows themselves, `iter` gives one order in every process
-        for number, batch in enumerate(self.rows.iter(batch_size=1)):
-            yield self.read({name: values[0] for name, values in batch.items()}, number)
-
-
-def _collate(items: Iterable[Tensor | BadImage]) -> tuple[Tensor | None, list[BadImage]]:
-    items = list(items)
-    pixels = [item for item in items if isinstance(item, Tensor)]
-    return torch.stack(pixels) if pixels else None, [item for item in items if isinstance(item, BadImage)]
