@@ -45,11 +45,18 @@ def fit(
     **options: Any,
 ) -> None:
     """Fit a head on your own images and write it to a folder."""
-    _check_output(output, overwrite)
+    from .processes import join_processes
+
+    is_main = join_processes(options["device"]).is_main_process
+    if is_main:
+        _check_output(output, overwrite)
+    options["checkpoint"] = options["checkpoint"] or output.with_name(f"{output.name}.checkpoint")
     model = _fit(backbone, dataset, **options)
-    model.save_pretrained(output, include_backbone=include_backbone)
-    if not options["quiet"]:
-        typer.echo(f"Head written to {output}")
+    if is_main:
+        model.save_pretrained(output, include_backbone=include_backbone)
+        options["checkpoint"].unlink(missing_ok=True)
+        if not options["quiet"]:
+            typer.echo(f"Head written to {output}")
 
 
 @app.command()
