@@ -45,9 +45,7 @@ def fit(
     **options: Any,
 ) -> None:
     """Fit a head on your own images and write it to a folder."""
-    from .processes import join_processes
-
-    is_main = join_processes(options["device"]).is_main_process
+    is_main = _is_main_process(options["device"])
     if is_main:
         _check_output(output, overwrite)
     options["checkpoint"] = options["checkpoint"] or output.with_name(f"{output.name}.checkpoint")
@@ -69,7 +67,7 @@ def score(
 ) -> None:
     """Score a backbone's components without writing a head: is there anything to remove?"""
     model = _fit(backbone, dataset, **{**options, "layer": "all" if all_layers else options["layer"]})
-    if options["quiet"]:  # without its table it would say nothing
+    if options["quiet"] and _is_main_process(options["device"]):  # without its table it would say nothing
         from .report import print_report
 
         print_report(model.config)
@@ -91,6 +89,7 @@ def info(head: Head, revision: Revision = None, token: Token = None) -> None:
 def _fit(backbone: str, dataset: str, *, quiet: bool, layer: Any, **options: Any) -> Any:
     from .fitting import fit_soap
 
+    quiet = quiet or not _is_main_process(options["device"])
     if quiet:
         from datasets import disable_progress_bars
         from transformers.utils.logging import disable_progress_bar
@@ -98,6 +97,13 @@ def _fit(backbone: str, dataset: str, *, quiet: bool, layer: Any, **options: Any
         disable_progress_bar()
         disable_progress_bars()
     return fit_soap(backbone, dataset, layer=layer or -1, progress=not quiet, **options)
+
+
+def _is_main_process(device: str | None) -> bool:
+    """Whether this process is the one of `accelerate launch` or `torchrun` that writes and speaks."""
+    from .processes import join_processes
+
+    return join_processes(device).is_main_process
 
 
 def _check_output(output: Path, overwrite: bool) -> None:

@@ -101,7 +101,7 @@ class ImageSample:
             images: TorchDataset = _Stream(rows, read, start, stop, rank, num_processes)
             how = {"batch_size": batch_size, "num_workers": min(num_workers, 1)}
         else:
-            images, end = _Rows(self._rows, read), len(self._rows) if stop is None else stop
+            images, end = _Rows(self._rows, read), min(len(self._rows), sys.maxsize if stop is None else stop)
             turns = range(start + rank * batch_size, end, num_processes * batch_size)
             shares = [range(first, min(first + batch_size, end)) for first in turns]
             how = {"batch_sampler": shares, "num_workers": num_workers}
