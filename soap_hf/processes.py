@@ -119,5 +119,5 @@ def _companions() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ProcessLostError(
-            f"Another process of this fit has ended ({first_sentence(error)}); see what it said, and start all again."
+            "Another process of this fit has ended, or its connection; see what it said, and start all again."
         ) from error

@@ -224,7 +224,7 @@ class TokenPasses:
         if step.signals:
             self._save()
             raise FitInterrupted(
-                f"{self._stop.name} came during the {state.phase}, after {bar.n} images; the checkpoint "
+                f"{self._stop.name} came during the {state.phase}, after {state.position} images; the checkpoint "
                 f"{self.checkpoint.path} is written, from which the same command goes on with --resume."
             )
         if self.checkpoint.due(step.read):

@@ -11,12 +11,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks.fitting import fit_images
 from tests.benchmarks.projection import apply_projection
 from tests.benchmarks.streaming import stream_statistics
 from tests.benchmarks.timing import Comparison
 from tests.benchmarks.wrapper import wrap_backbone
 
-BENCHMARKS = (apply_projection, stream_statistics, wrap_backbone)
+BENCHMARKS = (apply_projection, stream_statistics, wrap_backbone, fit_images)
 
 
 def main(
