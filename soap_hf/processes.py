@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast, gather_object, reduce
+from accelerate.utils import broadcast, gather_object, parse_flag_from_env, reduce
 from torch import Tensor
 
 from .errors import ProcessLostError, SOAPError, first_sentence
@@ -27,7 +27,8 @@ def join_processes(device: str | torch.device | None = None) -> PartialState:
         device (`str` or `torch.device`, *optional*): `"cpu"` keeps off an accelerator.
     """
     launched = "LOCAL_RANK" in os.environ
-    on_cpu = str(device) == "cpu" or not torch.accelerator.is_available() or "ACCELERATE_USE_CPU" in os.environ
+    asked = str(device) == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
+    on_cpu = asked or not torch.accelerator.is_available()
     return PartialState(cpu=True) if launched and on_cpu else PartialState()
 
 
