@@ -93,11 +93,6 @@ class Checkpoint:
         self._refuse_another_fit(identity)
         state.restore(tensors, values, with_sums=PartialState().is_main_process)
 
-    def remove(self) -> None:
-        """Removes the file, and what a killed process left half-written."""
-        for path in (self.path, *self.path.parent.glob(f".{self.path.name}.*")):
-            path.unlink(missing_ok=True)
-
     def _refuse_another_fit(self, identity: dict[str, Any]) -> None:
         names = [name for name in {**self.identity, **identity} if identity.get(name) != self.identity.get(name)]
         if names:
@@ -109,6 +104,12 @@ class Checkpoint:
                 f"The checkpoint {self.path} belongs to another fit: {told}; choose another file, or remove it to "
                 "start anew."
             )
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Removes a checkpoint, and what a killed process left half-written beside it."""
+    for file in (path, *path.parent.glob(f".{path.name}.*")):
+        file.unlink(missing_ok=True)
 
 
 class StopRequest:

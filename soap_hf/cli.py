@@ -51,8 +51,10 @@ def fit(
     options["checkpoint"] = options["checkpoint"] or output.with_name(f"{output.name}.checkpoint")
     model = _fit(backbone, dataset, **options)
     if is_main:
+        from .checkpoint import remove_checkpoint
+
         model.save_pretrained(output, include_backbone=include_backbone)
-        options["checkpoint"].unlink(missing_ok=True)
+        remove_checkpoint(options["checkpoint"])
         if not options["quiet"]:
             typer.echo(f"Head written to {output}")
 
