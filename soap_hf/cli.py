@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 from rich.console import Console
@@ -25,6 +25,9 @@ from .cli_options import (
 )
 from .errors import SOAPError, first_sentence
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .hub import Push
 
 app = typer.Typer(
     add_completion=False,
@@ -69,14 +72,9 @@ def fit(
     **options: Any,
 ) -> None:
     """Fit a head on your own images and write it to a folder."""
-    from .saved_head import refuse_other_model
-    from .tensor_files import check_output_folder
-
-    check_output_folder(output, overwrite)
-    refuse_other_model(output)
     push = None
     if push_to_hub is not None:
-        from .hub import Push, check_push
+        from .hub import Push
 
         push = Push(
             push_to_hub,
@@ -85,9 +83,17 @@ def fit(
             private=private or None,
             token=options["token"],
         )
-        check_push(push, backbone)
+    is_main = _is_main_process(options["device"])
+    if is_main:
+        _check_targets(backbone, output, overwrite, push)
+    options["checkpoint"] = options["checkpoint"] or output.with_name(f"{output.name}.checkpoint")
     model = _fit(backbone, dataset, **options)
+    if not is_main:
+        return
+    from .checkpoint import remove_checkpoint
+
     model.save_pretrained(output, include_backbone=include_backbone, figures=_figures(model) if figures else None)
+    remove_checkpoint(options["checkpoint"])
     if not options["quiet"]:
         typer.echo(f"Head written to {output}")
     if push is not None:
@@ -106,7 +112,7 @@ def score(
 ) -> None:
     """Score a backbone's components without writing a head: is there anything to remove?"""
     model = _fit(backbone, dataset, **{**options, "layer": "all" if all_layers else options["layer"]})
-    if options["quiet"]:  # without its table it would say nothing
+    if options["quiet"] and _is_main_process(options["device"]):  # without its table it would say nothing
         from .report import print_report
 
         print_report(model.config)
@@ -165,9 +171,30 @@ def info(head: Head, revision: Revision = None, token: Token = None) -> None:
 def _fit(backbone: str, dataset: str, *, quiet: bool, layer: Any, **options: Any) -> Any:
     from .fitting import fit_soap
 
+    quiet = quiet or not _is_main_process(options["device"])
     if quiet:
         hide_progress_bars()
     return fit_soap(backbone, dataset, layer=layer or -1, progress=not quiet, **options)
+
+
+def _is_main_process(device: str | None) -> bool:
+    """Whether this process is the one of `accelerate launch` or `torchrun` that writes and speaks."""
+    from .processes import join_processes
+
+    return join_processes(device).is_main_process
+
+
+def _check_targets(backbone: str, output: Path, overwrite: bool, push: Optional["Push"]) -> None:
+    """Refuses, before any work, a folder that cannot take the head, or a push that would fail."""
+    from .saved_head import refuse_other_model
+    from .tensor_files import check_output_folder
+
+    check_output_folder(output, overwrite)
+    refuse_other_model(output)
+    if push is not None:
+        from .hub import check_push
+
+        check_push(push, backbone)
 
 
 def _figures(model: Any) -> dict[str, bytes]:

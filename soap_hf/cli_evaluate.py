@@ -198,7 +198,7 @@ def begin(options: dict[str, Any]) -> None:
 
 def load_head(head: str, options: dict[str, Any]) -> "SOAPModelWrapper":
     """The head and its backbone, on the device asked for."""
-    from .fitting import find_device
+    from .fit_inputs import find_device
     from .modeling_soap import SOAPModelWrapper
 
     device = find_device(options["device"])

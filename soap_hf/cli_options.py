@@ -32,6 +32,12 @@ def _parse_mu(text: str) -> float | str:
     return number
 
 
+def _parse_batch_size(text: str) -> int | str:
+    if text == "auto" or (text.isdecimal() and int(text) > 0):
+        return text if text == "auto" else int(text)
+    raise typer.BadParameter(f'{text!r} is neither a number of images nor "auto".')
+
+
 def _take_recipe(context: typer.Context, path: Path | None) -> None:
     """Takes from a recipe the arguments that the command line does not give."""
     if path is None:
@@ -94,7 +100,12 @@ def _fit_options(
     streaming: Annotated[bool, typer.Option("--streaming", help="Do not download the whole data set first.")] = False,
     num_images: Annotated[int, typer.Option(min=2, help="Size of the random sample of real images.")] = 1000,
     num_synthetic: Annotated[Optional[int], typer.Option(min=2, help="Default: as many as real images.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a forward pass.")] = 32,
+    batch_size: Annotated[
+        Any,
+        typer.Option(
+            parser=_parse_batch_size, metavar="NUMBER|auto", help="Images a forward pass; auto: all that fit."
+        ),
+    ] = "32",
     image_size: Annotated[
         Any,
         typer.Option(parser=parse_image_size, metavar="SIZE|HxW", help="Input size; default: the image processor's."),
@@ -121,6 +132,21 @@ def _fit_options(
     max_bad_images: Annotated[
         float, typer.Option(min=0, max=1, help="Share of unreadable images that are skipped.")
     ] = 0.01,
+    token_cache: Annotated[
+        str, typer.Option(metavar="SIZE", help="Memory for tokens of real images, e.g. 500MB; all processes together.")
+    ] = "2GB",
+    exact: Annotated[bool, typer.Option("--exact", help="Read real images twice instead of keeping tokens.")] = False,
+    tolerance: Annotated[
+        Optional[float], typer.Option(help="Stop when what is removed moves by less for three checks running.")
+    ] = None,
+    compile: Annotated[bool, typer.Option("--compile", help="Run the backbone through torch.compile.")] = False,
+    checkpoint: Annotated[
+        Optional[Path], typer.Option(help="File for what was added up so far; of a fit, default: OUTPUT.checkpoint.")
+    ] = None,
+    checkpoint_every: Annotated[
+        Optional[int], typer.Option(min=1, help="Images between two checkpoints; default: only when interrupted.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No bars, and of a fit no table.")] = False,
 ) -> None:
     """Never called: its parameters are the options that every command that fits shares."""

@@ -1,12 +1,9 @@
-"""Images from data sets: opening, sampling, decoding, and counting those that cannot be read."""
+"""Opening data sets of images: from the Hub, folders, files and memory."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import (
     ClassLabel,
     Dataset,
@@ -21,17 +18,9 @@ from datasets import (
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetNotFoundError
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data import Dataset as TorchDataset
-from torch.utils.data import IterableDataset as TorchIterableDataset
 
 from .errors import DataError, first_sentence
-from .image_files import BadImage, files_by_split, read_image
-from .preprocessing import ImagePreprocessor, to_rgb
-
-SHUFFLE_BUFFER = 1000
-"""Images held to shuffle a stream."""
+from .image_files import files_by_split
 
 
 def open_dataset(
@@ -154,56 +143,6 @@ def _choose_split(splits: list[str], split: str | None) -> str:
     raise DataError(f"The data set has several splits; choose one of {', '.join(splits)} with split=….")
 
 
-class ImageSample:
-    """A seeded random sample of a data set's images, read in the same order each time.
-
-    Args:
-        dataset (`Dataset` or `IterableDataset`): where the images are. A stream is shuffled through a buffer.
-        column (`str`): the image column.
-        num_images (`int`, *optional*): how many to draw; all if there are fewer, or if `None`.
-        seed (`int`, *optional*): names the sample; `None` keeps the order of the data set.
-
-    Raises:
-        DataError: no such column, not images, or fewer than 2 for a random sample.
-    """
-
-    def __init__(self, dataset: Dataset | IterableDataset, column: str, num_images: int | None, seed: int | None):
-        self.column = column
-        self.streamed = isinstance(dataset, IterableDataset)
-        dataset = undecoded(dataset, column)
-        if isinstance(dataset, IterableDataset):
-            stream = dataset if seed is None else dataset.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
-            self._rows: Any = stream if num_images is None else stream.take(num_images)
-            self.available = num_images
-        else:
-            self._rows = dataset.select(_order(len(dataset), seed)[:num_images])
-            self.available = len(self._rows)
-            if self.available < 2 and seed is not None:
-                raise DataError(f"A fit needs at least 2 images, but the data set has {self.available}.")
-        self._seed = seed or 0
-
-    def batches(
-        self, preprocess: ImagePreprocessor, batch_size: int, num_workers: int = 0
-    ) -> Iterator[tuple[Tensor | None, list[BadImage]]]:
-        """Pixels of the images, `(B, 3, H, W)` float32 (`None` if a batch holds no readable image), and the others."""
-        read = partial(_read, column=self.column, preprocess=preprocess)
-        images: TorchDataset = _Stream(self._rows, read) if self.streamed else _Rows(self._rows, read)
-        loader = DataLoader(
-            images,
-            batch_size=batch_size,
-            collate_fn=_collate,
-            num_workers=min(num_workers, 1) if self.streamed else num_workers,
-            generator=torch.Generator().manual_seed(self._seed),
-        )
-        yield from loader
-
-
-def _order(length: int, seed: int | None) -> Sequence[int]:
-    if seed is None:
-        return range(length)
-    return torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()
-
-
 def undecoded(
     dataset: Dataset | IterableDataset, column: str, option: str = "image_column"
 ) -> Dataset | IterableDataset:
@@ -237,35 +176,3 @@ def _not_images(column: str, kind: str, option: str) -> DataError:
         f"Column {column!r} holds {kind}, not images; choose another with {option}=…, or cast it with "
         "dataset.cast_column(…, datasets.Image())."
     )
-
-
-def _read(row: dict[str, Any], number: int, column: str, preprocess: ImagePreprocessor) -> Tensor | BadImage:
-    image = read_image(row[column], f"row {number} of the sample", to_rgb, number)
-    return image if isinstance(image, BadImage) else preprocess(image)
-
-
-class _Rows(TorchDataset):
-    def __init__(self, rows: Dataset, read: Any):
-        self.rows, self.read = rows, read
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, number: int) -> Tensor | BadImage:
-        return self.read(self.rows[number], number)
-
-
-class _Stream(TorchIterableDataset):
-    def __init__(self, rows: IterableDataset, read: Any):
-        self.rows, self.read = rows, read
-
-    def __iter__(self) -> Iterator[Tensor | BadImage]:
-        # unlike iterating over the rows themselves, `iter` gives one order in every process
-        for number, batch in enumerate(self.rows.iter(batch_size=1)):
-            yield self.read({name: values[0] for name, values in batch.items()}, number)
-
-
-def _collate(items: Iterable[Tensor | BadImage]) -> tuple[Tensor | None, list[BadImage]]:
-    items = list(items)
-    pixels = [item for item in items if isinstance(item, Tensor)]
-    return torch.stack(pixels) if pixels else None, [item for item in items if isinstance(item, BadImage)]

@@ -37,6 +37,18 @@ class MissingExtraError(SOAPError, ImportError):
     """A package that an extra of this one brings is not installed."""
 
 
+class CheckpointError(SOAPError):
+    """A checkpoint belongs to another fit, or cannot be read."""
+
+
+class FitInterrupted(SOAPError):
+    """A signal ended a fit, whose checkpoint is written."""
+
+
+class ProcessLostError(SOAPError):
+    """Another process of the same fit has ended."""
+
+
 def first_sentence(error: BaseException) -> str:
     """The first line of an error, without its final stop, to be quoted inside one of ours."""
     lines = str(error).strip().splitlines() or [type(error).__name__]

@@ -5,23 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset, DatasetDict, IterableDataset
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from .call_convention import evaluation_mode, native_image_size
-from .data import ImageSample, open_dataset
+from .data import open_dataset
 from .errors import DataError, OutputError
 from .feature_files import FEATURE_FILES, FEATURES, ROWS
+from .fit_inputs import find_device
 from .image_files import BadImage, stop_if_too_many_bad
+from .image_sample import ImageSample, default_workers
 from .modeling_soap import SOAPModelWrapper
 from .patch_layout import as_size
 from .pooling import POOLINGS, Pooling
 from .preprocessing import ImagePreprocessor, load_image_processor
 from .tensor_files import replacing
-from .token_passes import default_workers
 
 logger = logging.get_logger(__name__)
 
@@ -92,30 +92,29 @@ def extract_features(
         with FEATURE_FILES[target.suffix](temporary, columns.features) as file, tqdm(
             total=len(opened), desc="features", unit=" images", disable=not progress
         ) as bar:  # fmt: skip
-            start = 0
-            for pixels, unread in sample.batches(preprocess, batch_size, workers):
-                stop = start + len(unread) + (0 if pixels is None else len(pixels))
+            seen = 0
+            for pixels, unread, rows in sample.batches(preprocess, batch_size, workers):
                 bad += unread
-                stop_if_too_many_bad(bad, max_bad_images, stop, len(opened))
+                seen += len(rows) + len(unread)
+                stop_if_too_many_bad(bad, max_bad_images, seen, len(opened))
                 if pixels is not None:
-                    rows = sorted(set(range(start, stop)) - {image.row for image in unread})
                     file.write(
                         _features(model, pixels, pooling), rows, columns[rows] if columns.column_names else None
                     )
-                bar.update(stop - start)
-                start = stop
-            if start == len(bad):
+                bar.update(len(rows) + len(unread))
+            if len(bad) == len(opened):
                 raise DataError("The data set holds no readable image.")
     if bad:
         logger.warning(f"{len(bad)} unreadable images were left out: {', '.join(map(str, bad))}.")
-    return start - len(bad)
+    return len(opened) - len(bad)
 
 
 def _load(head: Any, dtype: str | None, device: str | None, **options: Any) -> SOAPModelWrapper:
     if isinstance(head, SOAPModelWrapper):
         return head
+    target = find_device(device)
     given = {name: value for name, value in {"dtype": dtype, **options}.items() if value}
-    return SOAPModelWrapper.from_pretrained(head, **given).to(device or PartialState().default_device)
+    return SOAPModelWrapper.from_pretrained(head, **given).to(target)
 
 
 def _preprocessor(model: SOAPModelWrapper, image_size: tuple[int, int] | None) -> ImagePreprocessor:

@@ -2,32 +2,34 @@
 
 import os
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from .backbones import bare_backbone, load_backbone, resolve_commit
 from .call_convention import native_image_size
-from .data import SHUFFLE_BUFFER, ImageSample, open_dataset, public_name
-from .errors import BackboneError, DataError, LayoutError, first_sentence
+from .checkpoint import Checkpoint
+from .data import open_dataset, public_name
+from .errors import BackboneError
+from .fit_inputs import all_layers, check_arguments, find_backbone, identify_fit
+from .image_sample import SHUFFLE_BUFFER, ImageSample
 from .modeling_soap import SOAPModelWrapper
 from .patch_layout import PatchLayout, as_size
 from .preprocessing import ImagePreprocessor, load_image_processor
-from .probing import Probe
+from .processes import join_processes, on_main
 from .report import print_report
 from .semantic_invariance import suppression_weights
 from .soap_statistics import SOAPStatistics
-from .token_passes import TokenPasses
+from .token_cache import parse_bytes
+from .token_passes import PassOptions, TokenPasses
+from .token_reader import TokenReader
 from .version import package_versions
 
 logger = logging.get_logger(__name__)
-
-MAX_IMAGE_SIDE = 8192
-"""A longer side is a slip of the pen, and its synthetic images alone would fill the memory."""
 
 FEW_IMAGES = 64
 """Below this many images a fit warns about the standard error of its scores."""
@@ -43,7 +45,7 @@ def fit_soap(
     streaming: bool = False,
     num_images: int | None = 1000,
     num_synthetic: int | None = None,
-    batch_size: int = 32,
+    batch_size: int | Literal["auto"] = 32,
     image_processor: Any = None,
     image_size: int | tuple[int, int] | None = None,
     layer: int | Sequence[int] | Literal["all"] = -1,
@@ -60,12 +62,20 @@ def fit_soap(
     trust_remote_code: bool = False,
     num_workers: int | None = None,
     max_bad_images: float = 0.01,
+    token_cache: int | str = "2GB",
+    exact: bool = False,
+    tolerance: float | None = None,
+    compile: bool = False,
+    checkpoint: str | os.PathLike | None = None,
+    checkpoint_every: int | None = None,
+    resume: bool = False,
     progress: bool = True,
 ) -> SOAPModelWrapper:
     """Finds the directions of a backbone's patch tokens that answer to position rather than content, and removes them.
 
-    Real images are read twice, once for the principal components and once for their responses; as many synthetic
-    images without content are drawn. Nothing is trained (arXiv 2604.00172).
+    Each real image goes through the backbone once, and as many synthetic images without content do. Nothing is
+    trained (arXiv 2604.00172). Under `accelerate launch` or `torchrun` the processes share the images, and all return
+    the same head; call it in each of them.
 
     Args:
         backbone (`str` or `PreTrainedModel`): hub id, folder or live model; a live model is not changed.
@@ -75,8 +85,9 @@ def fit_soap(
             the only one, else `"train"`.
         num_images (`int`, defaults to 1000): size of the seeded random sample; all images if there are fewer, or if
             `None`.
-        num_synthetic (`int`, *optional*): as many as real images by default.
-        batch_size (`int`, defaults to 32): images a forward pass.
+        num_synthetic (`int`, *optional*): default: as many as real images whose responses count.
+        batch_size (`int` or `"auto"`, defaults to 32): images a forward pass; `"auto"` looks for the largest that an
+            accelerator holds.
         image_processor (*optional*): default: the backbone's own, else RGB, bicubic, ImageNet mean and std.
         image_size (`int` or `(height, width)`, *optional*): the model's input size; default: the processor's.
         layer (`int`, list of them, or `"all"`; defaults to -1): -1 for `last_hidden_state`, `i >= 0` for
@@ -91,6 +102,17 @@ def fit_soap(
         revision, token, trust_remote_code: for the backbone on the Hub.
         num_workers (`int`, *optional*): processes that decode images; default: what the machine and the sample allow.
         max_bad_images (`float`, defaults to 0.01): share of unreadable images that are skipped; at least one is.
+        token_cache (`int` or `str`, defaults to `"2GB"`): memory of all processes together for the tokens of real
+            images, until their components are known. All count for the components; for the responses those that fit:
+            the first of the random order.
+        exact (`bool`, defaults to `False`): read all real images a second time for their responses instead.
+        tolerance (`float`, *optional*): stop reading real images when what would be removed has moved by less for
+            three checks running (see `Convergence`).
+        compile (`bool`, defaults to `False`): run the backbone through `torch.compile`.
+        checkpoint (`str`, *optional*): file for what was added up so far, written when SIGINT, SIGTERM or an error
+            ends the fit; it is left to the caller to remove it.
+        checkpoint_every (`int`, *optional*): write it after so many images, too.
+        resume (`bool`, defaults to `False`): go on from there.
         progress (`bool`, defaults to `True`): show bars, and a table of components at the end.
 
     Returns:
@@ -100,6 +122,8 @@ def fit_soap(
         BackboneError, DataError, LayoutError: the input does not fit together; raised before any long work.
         DataError: too many unreadable images; names them.
         NonFiniteTokensError: tokens with NaN or Inf; names the batch.
+        CheckpointError: the checkpoint is of another fit; names the difference.
+        FitInterrupted: a signal ended the fit, and its checkpoint is written.
 
     Example:
         >>> from datasets import Dataset
@@ -113,16 +137,21 @@ def fit_soap(
         6
     """
     suppression_weights(torch.ones(1), mu=mu, tau=tau, threshold=threshold)  # refuses bad arguments now, not later
-    if any(number is not None and number < 2 for number in (num_images, num_synthetic)):
-        raise DataError("A fit needs at least 2 real and 2 synthetic images; raise num_images or num_synthetic.")
-    if batch_size < 1 or not 0 <= seed < 2**63:
-        raise DataError(f"batch_size must be at least 1 and seed from 0 to 2**63 - 1, not {batch_size} and {seed}.")
-    asked = [layer] if isinstance(layer, int) else layer
-    if layer != "all" and not (len(asked) and all(isinstance(one, int) and one >= -1 for one in asked)):
-        raise LayoutError(f'layer must be -1, the number of a hidden state, a list of those, or "all", not {layer!r}.')
-    if max(as_size(image_size) or (0,)) > MAX_IMAGE_SIDE:
-        raise DataError(f"image_size={image_size} is beyond {MAX_IMAGE_SIDE} pixels a side; choose a smaller one.")
-    live, name, pin = _find_backbone(backbone, dtype, device, revision, token, trust_remote_code)
+    check_arguments(
+        num_images,
+        num_synthetic,
+        batch_size,
+        seed,
+        layer,
+        image_size,
+        tolerance,
+        checkpoint,
+        checkpoint_every,
+        resume,
+    )
+    memory = parse_bytes(token_cache)
+    join_processes(device)
+    live, name, pin = find_backbone(backbone, dtype, device, revision, token, trust_remote_code)
     channels = getattr(live.config, "num_channels", 3)
     if channels != 3:
         raise BackboneError(
@@ -134,7 +163,7 @@ def fit_soap(
         image_processor = load_image_processor(name, fallback, **hub_kwargs)
     preprocess = ImagePreprocessor(image_processor, as_size(image_size), native_image_size(live.config))
     if layer == "all":
-        layers = _all_layers(live, preprocess.size)
+        layers = all_layers(live, preprocess.size)
     else:
         layers = [layer] if isinstance(layer, int) else [int(single) for single in layer]
     model = SOAPModelWrapper.from_backbone(
@@ -149,87 +178,61 @@ def fit_soap(
     opened = open_dataset(dataset, split=split, config_name=config_name, streaming=streaming, token=token)
     sample = ImageSample(opened, image_column, num_images, seed)
     if num_images is not None and sample.available is not None and sample.available < num_images:
-        logger.warning(
-            f"The data set has {sample.available} images, fewer than the {num_images} asked for: all are used."
+        on_main(
+            logger.warning,
+            f"The data set has {sample.available} images, fewer than the {num_images} asked for: all are used.",
         )
-    passes = TokenPasses(model, sample, preprocess, batch_size, num_workers, max_bad_images, progress)
-    statistics = passes.statistics(num_synthetic, seed, isotropic)
-    model.set_statistics(statistics)
-    model.reweight(mu, tau, threshold)
-    some = statistics[layers[0]]
-    model.config.fit = {
+    origin = {
         "dataset": public_name(dataset, opened),
         "config_name": config_name,
         "split": str(opened.split) if opened.split is not None else split,
         "image_column": image_column,
         "shuffle_buffer": SHUFFLE_BUFFER if sample.streamed else None,
-        "num_images": some.num_real,
-        "num_synthetic": some.num_synthetic,
-        "num_bad_images": len(passes.bad_images),
-        "image_size": list(preprocess.size),
         "isotropic": isotropic,
         "seed": seed,
+        "exact": exact,
+    }
+    saved = None
+    if checkpoint is not None:
+        sizes = {"num_images": num_images, "num_synthetic": num_synthetic, "token_cache": memory}
+        identity = identify_fit(model, sample, preprocess, **origin, **sizes)
+        saved = Checkpoint(Path(checkpoint), identity, checkpoint_every)
+    reader = TokenReader(
+        model,
+        sample,
+        preprocess,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        seed=seed,
+        isotropic=isotropic,
+        compiled=compile,
+    )
+    weigh = partial(suppression_weights, mu=mu, tau=tau, threshold=threshold)
+    options = PassOptions(num_synthetic, memory, exact, tolerance, max_bad_images, progress)
+    passes = TokenPasses(reader, options, weigh, saved)
+    if saved is not None and resume:
+        saved.restore(passes.state)
+    elif saved is not None:
+        saved.refuse_to_overwrite()
+    statistics = passes.statistics()
+    model.set_statistics(statistics)
+    model.reweight(mu, tau, threshold)
+    state, some = passes.state, statistics[layers[0]]
+    model.config.fit = {
+        **origin,
+        "num_images": state.num_readable,
+        "num_response_images": some.num_real,
+        "num_synthetic": some.num_synthetic,
+        "num_bad_images": state.num_bad,
+        "image_size": list(preprocess.size),
+        "tolerance": state.convergence.tolerance,
+        "converged_after": state.convergence.converged_after,
         "versions": package_versions(),
     }
-    _say_what_was_found(model, statistics)
+    on_main(_say_what_was_found, model, statistics)
     if progress:
-        print_report(model.config)
+        on_main(print_report, model.config)
     return model.eval() if isinstance(backbone, (str, os.PathLike)) else model
-
-
-def _all_layers(live: PreTrainedModel, size: tuple[int, int]) -> list[int]:
-    """All hidden states whose patch tokens can be found, and the last one after its norm."""
-    probe = Probe(live, size, hidden_states=True)
-    found = []
-    for layer in (*range(len(getattr(probe.outputs, "hidden_states", None) or ())), -1):
-        try:
-            PatchLayout.from_probe(probe, layer)
-            found.append(layer)
-        except (LayoutError, BackboneError) as error:
-            logger.warning(f"Layer {layer} is left out: {error}")
-    return found
-
-
-def _find_backbone(
-    backbone: str | os.PathLike | PreTrainedModel,
-    dtype: str | torch.dtype | None,
-    device: str | torch.device | None,
-    revision: str | None,
-    token: str | bool | None,
-    trust_remote_code: bool,
-) -> tuple[PreTrainedModel, str | None, str | None]:
-    """The live backbone, where it came from, and the commit that pins it there."""
-    if not isinstance(backbone, (str, os.PathLike)):
-        if dtype is not None or device is not None:
-            raise BackboneError(
-                "dtype and device load a backbone by name; move a live model yourself and pass neither."
-            )
-        live = bare_backbone(backbone)
-        return live, live.config.name_or_path or None, revision
-    name = os.fspath(backbone)
-    name = os.path.abspath(name) if os.path.isdir(name) else name  # the working directory may change
-    target = find_device(device)
-    if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise BackboneError(f"{dtype!r} is no dtype of torch; give float32, bfloat16 or float16.")
-    if dtype is None:
-        dtype = "float32" if target.type == "cpu" else "auto"
-    pin = None if os.path.isdir(name) else resolve_commit(name, revision, token=token)
-    live = load_backbone(name, dtype=dtype, revision=pin or "main", token=token, trust_remote_code=trust_remote_code)
-    return live.to(target), name, pin
-
-
-def find_device(device: str | torch.device | None = None) -> torch.device:
-    """A device by name; by default the accelerator if there is one.
-
-    Raises:
-        BackboneError: it cannot be used here.
-    """
-    try:
-        target = torch.device(device) if device is not None else PartialState().default_device
-        torch.empty(0, device=target)
-    except (RuntimeError, AssertionError) as error:
-        raise BackboneError(f"Device {device!r} cannot be used here ({first_sentence(error)}); try cpu.") from error
-    return target
 
 
 def _say_what_was_found(model: SOAPModelWrapper, statistics: dict[int, SOAPStatistics]) -> None:

@@ -31,18 +31,17 @@ def files_by_split(path: Path) -> dict[str, tuple[Path, list[Path]]]:
 
 @dataclass(frozen=True)
 class BadImage:
-    """An image that could not be read, and why; `row` is its number in the sample."""
+    """An image that could not be read, and why."""
 
     name: str
     reason: str
-    row: int = -1
 
     def __str__(self) -> str:
         return f"{self.name} ({self.reason})"
 
 
 def read_image(
-    value: Any, name: str, convert: Callable[[Image.Image], Image.Image] = lambda image: image, row: int = -1
+    value: Any, name: str, convert: Callable[[Image.Image], Image.Image] = lambda image: image
 ) -> Image.Image | BadImage:
     """The pixels of one undecoded image, or why they cannot be read; `name` is for one that has no path."""
     try:
@@ -50,7 +49,7 @@ def read_image(
         image.load()
     except Exception as error:  # decoders raise what they like, and every one of them means a bad file
         reason = "no known image format" if isinstance(error, UnidentifiedImageError) else first_sentence(error)
-        return BadImage(image_name(value, name), reason, row)
+        return BadImage(image_name(value, name), reason)
     return image
 
 

@@ -84,4 +84,8 @@ def summary(config: SOAPConfig) -> list[str]:
             f"Fitted on {fit['num_images']} images of {fit['dataset']} and {fit['num_synthetic']} synthetic ones at "
             f"{height} x {width} pixels, seed {fit['seed']}, soap-hf {fit['versions']['soap_hf']}."
         )
+        if tolerance := fit.get("tolerance"):
+            after = fit["converged_after"]
+            settled = f"converged after {after} images" if after else "not yet converged"
+            lines.append(f"What is removed: {settled} (moving by less than {tolerance:g} in three checks running).")
     return lines

@@ -5,7 +5,7 @@ colour gradients, mixed with Dirichlet(1, 1, 2) weights in ImageNet-normalised s
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -66,9 +66,13 @@ def synthesize_images(
     if (mean is None) != (std is None):
         raise SOAPError("Normalisation needs both mean and std; pass the other one as well, or neither.")
     device = torch.device(device)
+    generators = [_generator(seed, offset + row, device) for row in range(num)]
+    # an accelerator wants few launches; on CPU one at a time is as fast, and rounds alike in any batch
+    together = 1 if device.type == "cpu" else max(1, num)
     images = torch.empty(num, 3, height, width, device=device)
-    for row in range(num):
-        images[row] = _mixture(height, width, _generator(seed, offset + row, device), isotropic)
+    for first in range(0, num, together):
+        some = slice(first, first + together)
+        images[some] = _mixture(height, width, generators[some], isotropic)
     rgb = images * _channels(IMAGENET_STD, device) + _channels(IMAGENET_MEAN, device)
     if mean is None or std is None:
         return rgb
@@ -83,32 +87,39 @@ def _generator(seed: int, index: int, device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed((mixed ^ (mixed >> 31)) >> 1)
 
 
-def _mixture(height: int, width: int, generator: torch.Generator, isotropic: bool) -> Tensor:
-    """One image of shape `(3, height, width)` in ImageNet-normalised space."""
-    device = generator.device
+def _mixture(height: int, width: int, generators: list[torch.Generator], isotropic: bool) -> Tensor:
+    """An image a generator, `(B, 3, height, width)`, in ImageNet-normalised space."""
+    device = generators[0].device
     mean, std = _channels(IMAGENET_MEAN, device), _channels(IMAGENET_STD, device)
-    share = _dirichlet_112(generator)
-    pink = _pink_noise(4, height, width, generator)
-    noise = torch.randn(3, height, width, generator=generator, device=device)
-    modulation = (pink[3] * std + mean).clamp(0, 1)
-    gradient = (_gradient(height, width, generator, isotropic) - mean) / std
-    return share[0] * noise * modulation + share[1] * pink[:3] + share[2] * gradient
+    share = _dirichlet_112(generators)[..., None, None, None]
+    pink = _pink_noise(4, height, width, generators)
+    noise = _draw(torch.randn, (3, height, width), generators)
+    modulation = (pink[:, 3:] * std + mean).clamp(0, 1)
+    gradient = (_gradient(height, width, generators, isotropic) - mean) / std
+    return share[:, 0] * noise * modulation + share[:, 1] * pink[:, :3] + share[:, 2] * gradient
 
 
-def _dirichlet_112(generator: torch.Generator) -> Tensor:
-    """Dirichlet(1, 1, 2) as exponentials divided by their sum; Gamma(2) is the sum of two of them."""
-    exponential = -torch.log1p(-torch.rand(4, generator=generator, device=generator.device))
-    gamma = torch.stack((exponential[0], exponential[1], exponential[2] + exponential[3]))
-    return gamma / gamma.sum()
+def _draw(distribution: Callable[..., Tensor], shape: tuple[int, ...], generators: list[torch.Generator]) -> Tensor:
+    """Random numbers `(B, *shape)`, those of each image from its own generator."""
+    drawn = torch.empty(len(generators), *shape, device=generators[0].device)
+    for row, generator in zip(drawn, generators, strict=True):
+        distribution(shape, generator=generator, device=drawn.device, out=row)
+    return drawn
 
 
-def _pink_noise(channels: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+def _dirichlet_112(generators: list[torch.Generator]) -> Tensor:
+    """Dirichlet(1, 1, 2) `(B, 3)`: exponentials divided by their sum; Gamma(2) is the sum of two of them."""
+    exponential = -torch.log1p(-_draw(torch.rand, (4,), generators))
+    gamma = torch.cat((exponential[:, :2], exponential[:, 2:].sum(dim=1, keepdim=True)), dim=1)
+    return gamma / gamma.sum(dim=1, keepdim=True)
+
+
+def _pink_noise(channels: int, height: int, width: int, generators: list[torch.Generator]) -> Tensor:
     """1/f noise with unit standard deviation per channel: its DCT spectrum is drawn directly, then inverted."""
-    device = generator.device
-    spectrum = torch.randn(channels, height, width, generator=generator, device=device)
-    spectrum *= _pink_amplitude(height, width, device)
-    pink = _inverse_dct(height, device).T @ spectrum @ _inverse_dct(width, device)
-    return pink / pink.std(dim=(1, 2), keepdim=True).clamp_min(torch.finfo(pink.dtype).tiny)
+    spectrum = _draw(torch.randn, (channels, height, width), generators)
+    spectrum *= _pink_amplitude(height, width, spectrum.device)
+    pink = _inverse_dct(height, spectrum.device).T @ spectrum @ _inverse_dct(width, spectrum.device)
+    return pink / pink.std(dim=(2, 3), keepdim=True).clamp_min(torch.finfo(pink.dtype).tiny)
 
 
 @lru_cache(maxsize=8)
@@ -130,14 +141,14 @@ def _inverse_dct(length: int, device: torch.device) -> Tensor:
     return basis.to(device, torch.float32)
 
 
-def _gradient(height: int, width: int, generator: torch.Generator, isotropic: bool) -> Tensor:
-    """A linear gradient per channel in RGB, clipped to [0, 1]."""
-    device = generator.device
-    down, right, bias = torch.rand(3, 3, 1, 1, generator=generator, device=device)
+def _gradient(height: int, width: int, generators: list[torch.Generator], isotropic: bool) -> Tensor:
+    """A linear gradient per channel in RGB, clipped to [0, 1]; `(B, 3, height, width)`."""
+    device = generators[0].device
+    down, right, bias = _draw(torch.rand, (3, 3, 1, 1), generators).unbind(dim=1)
     y = torch.linspace(0, 1, height, device=device)[:, None]
     x = torch.linspace(0, 1, width, device=device)[None, :]
     if isotropic:
-        angle = 2 * math.pi * torch.rand(3, 1, 1, generator=generator, device=device)
+        angle = 2 * math.pi * _draw(torch.rand, (3, 1, 1), generators)
         slope = torch.sqrt(down**2 + right**2)
         # symmetric about mid-grey at the centre: clipping then favours no place
         return (bias + slope * (torch.sin(angle) * (y - 0.5) + torch.cos(angle) * (x - 0.5))).clamp(0, 1)

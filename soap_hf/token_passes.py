@@ -1,155 +1,274 @@
-"""Passes over images: real and synthetic ones through the backbone, into the accumulators."""
+"""One pass over real images and one over synthetic ones, in step with other processes, into the accumulators."""
 
-import multiprocessing
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from accelerate import PartialState
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from .call_convention import evaluation_mode
-from .data import SHUFFLE_BUFFER, ImageSample
-from .errors import DataError, NonFiniteTokensError
-from .image_files import BadImage, stop_if_too_many_bad
-from .modeling_soap import SOAPModelWrapper
-from .preprocessing import ImagePreprocessor
-from .probing import layer_tokens
+from .checkpoint import Checkpoint, StopRequest, stop_on_signals
+from .convergence import REPORTED_TOLERANCE, Convergence, Removal
+from .errors import DataError, FitInterrupted, ProcessLostError
+from .fit_state import FitState
+from .image_files import stop_if_too_many_bad
+from .image_sample import SHUFFLE_BUFFER
+from .processes import (
+    gather_lists,
+    mains_components,
+    merged_counts,
+    merged_moments,
+    on_main,
+    sum_over_processes,
+    sum_unless_one_failed,
+)
+from .semantic_invariance import semantic_invariance
 from .soap_statistics import SOAPStatistics
-from .synthetic import synthesize_images
+from .token_cache import PROBE_IMAGES, LayerTokens, TokenCache, plan_cache
+from .token_reader import TokenBatch, TokenReader
 from .token_statistics import PrincipalComponents, ResponseCounts, TokenMoments
 
 logger = logging.get_logger(__name__)
 
-LayerTokens = dict[int, Tensor]
-"""Patch tokens `(B, *grid, D)` of each layer, of one batch."""
+NO_BATCH = TokenBatch({}, [], [])
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """How a fit reads its images; see `fit_soap`."""
+
+    num_synthetic: int | None
+    token_cache: int
+    exact: bool
+    tolerance: float | None
+    max_bad_images: float
+    progress: bool
+
+
+class Step(NamedTuple):
+    """What all processes together did at a time: how many were active, images read, bad ones among them, signals."""
+
+    active: int
+    read: int
+    bad: int
+    signals: int
 
 
 class TokenPasses:
-    """Reads the patch tokens of one sample of images, as often as needed.
+    """Reads real and synthetic images once each, and adds up what their tokens say.
 
     Args:
-        model ([`SOAPModelWrapper`]): whose backbone and layers are read; its projections are not applied.
-        sample ([`ImageSample`]): the real images.
-        preprocess ([`ImagePreprocessor`]): makes pixels of them.
-        batch_size (`int`): images a forward pass.
-        num_workers (`int`, *optional*): processes that decode; default: what the machine and the sample allow.
-        max_bad_images (`float`): share of unreadable images that are skipped; at least one is.
-        progress (`bool`): show a bar for each pass.
+        reader ([`TokenReader`]): the images and the backbone.
+        options ([`PassOptions`]): how to read them.
+        weigh: suppression weights `(D,)` of scores `(D,)`, for the checks whether the fit has settled.
+        checkpoint ([`Checkpoint`], *optional*): where to save.
 
     Attributes:
-        bad_images (`list[BadImage]`): those that could not be read, each once.
+        state ([`FitState`]): what was added up; `num_readable`, `num_bad` and `convergence` tell of the whole fit.
+
+    Raises:
+        DataError: the token cache is too small for one batch.
     """
 
     def __init__(
         self,
-        model: SOAPModelWrapper,
-        sample: ImageSample,
-        preprocess: ImagePreprocessor,
-        batch_size: int,
-        num_workers: int | None,
-        max_bad_images: float,
-        progress: bool,
+        reader: TokenReader,
+        options: PassOptions,
+        weigh: Callable[[Tensor], Tensor],
+        checkpoint: Checkpoint | None = None,
     ):
-        self.model, self.sample, self.preprocess = model, sample, preprocess
-        self.batch_size, self.max_bad_images, self.progress = batch_size, max_bad_images, progress
-        self.num_workers = default_workers(sample.available) if num_workers is None else num_workers
-        self.bad_images: list[BadImage] = []
+        self.reader, self.options, self.weigh, self.checkpoint = reader, options, weigh, checkpoint
+        with torch.no_grad(), evaluation_mode(reader.model):
+            shapes = reader.synthetic_tokens(0, 1, "a synthetic image")
+        if options.exact:  # the second pass needs no tokens, only the checks on the way do
+            self.cache, num_probes = TokenCache(PROBE_IMAGES), PROBE_IMAGES
+        else:
+            self.cache, num_probes = plan_cache(shapes, options.token_cache, reader.step_size)
+        self.probe, self._probed = TokenCache(num_probes), False
+        device = next(iter(shapes.values())).device
+        products = torch.float64 if device.type == "cpu" else torch.float32  # few accelerators are fast in float64
+        self.grids = {layer: tuple(patches.shape[1:-1]) for layer, patches in shapes.items()}
+        self.state = FitState(
+            moments={layer: TokenMoments(patches.shape[-1], device, products) for layer, patches in shapes.items()},
+            convergence=Convergence(REPORTED_TOLERANCE if options.tolerance is None else options.tolerance),
+        )
+        self._stop = StopRequest()
 
     @torch.no_grad()
-    def statistics(self, num_synthetic: int | None, seed: int, isotropic: bool) -> dict[int, SOAPStatistics]:
-        """Components from the real images, then responses on real and synthetic ones, for each layer.
+    def statistics(self) -> dict[int, SOAPStatistics]:
+        """Components of the real images, then responses on real and synthetic ones, for each layer. Collective.
 
         Raises:
             DataError: too many unreadable images, or fewer than 2 readable ones.
             NonFiniteTokensError: tokens with NaN or Inf.
+            FitInterrupted: a signal came; the checkpoint is written.
         """
-        with evaluation_mode(self.model):
-            principal = self._principal_components()
-            real = self._responses(self._real("real responses"), principal)
-            number = num_synthetic or next(iter(real.values())).num_images
-            synthetic = self._responses(self._synthetic(number, seed, isotropic), principal)
-        if self.bad_images:
-            names = ", ".join(map(str, self.bad_images))
-            logger.warning(f"{len(self.bad_images)} unreadable images were skipped: {names}.")
-        return {layer: SOAPStatistics.from_counts(real[layer], synthetic[layer]) for layer in principal}
+        state = self.state
+        with evaluation_mode(self.reader.model), stop_on_signals(self.checkpoint is not None) as self._stop:
+            if state.phase == "components":
+                self._add_up_components()
+            if state.phase == "real responses":
+                again = self.reader.real(state.phase, state.position, state.end)
+                self._answer(state.real, again, state.num_readable)
+                state.next_phase("synthetic responses")
+            self._answer_synthetic()
+        bad = gather_lists(state.bad_images)
+        if bad:
+            on_main(logger.warning, f"{len(bad)} unreadable images were skipped: {', '.join(map(str, bad))}.")
+        real, synthetic = (
+            {layer: merged_counts(single) for layer, single in counts.items()}
+            for counts in (state.real, state.synthetic)
+        )
+        return {layer: SOAPStatistics.from_counts(real[layer], synthetic[layer]) for layer in real}
 
-    def _principal_components(self) -> dict[int, PrincipalComponents]:
-        moments: dict[int, TokenMoments] = {}
-        images = 0
-        for tokens in self._real("components"):
-            for layer, patches in tokens.items():
-                moments.setdefault(layer, TokenMoments(patches.shape[-1], patches.device)).update(patches)
-            images += len(patches)
-        if images < 2:
-            raise DataError(f"A fit needs at least 2 readable images, but found {images}.")
-        return {layer: single.principal_components() for layer, single in moments.items()}
+    def _add_up_components(self) -> None:
+        state = self.state
+        kept = min(state.position, self.cache.num_images)
+        for batch, _ in self._in_step(self.reader.real("tokens kept", 0, kept)):  # anew after a resume
+            self.cache.add(batch.tokens, batch.positions)
+        with self._bar("components", self.reader.sample.available, state.num_read) as bar:
+            steps = self._in_step(self.reader.real("components", state.position))
+            while not self._settled() and (now := next(steps, None)):
+                batch, step = now
+                for layer, patches in batch.tokens.items():
+                    state.moments[layer].update(patches)
+                self.cache.add(batch.tokens, batch.positions)
+                state.bad_images += batch.bad
+                state.num_read, state.num_bad = state.num_read + step.read, state.num_bad + step.bad
+                if step.bad:
+                    self._stop_if_too_many_bad(self.reader.sample.available or max(state.num_read, SHUFFLE_BUFFER))
+                self._advance(step, bar)
+        self._stop_if_too_many_bad(state.num_read)  # a stream may hold fewer images than were asked for
+        if state.num_readable < 2:
+            raise DataError(f"A fit needs at least 2 readable images, but found {state.num_readable}.")
+        self._warn_of_idle_processes()
+        self.cache.halve_if_more_than_whole(state.num_read)
+        state.real = self._answers(self._principal(), () if self.options.exact else self.cache.batches())
+        self.cache.clear()
+        state.end = state.position
+        state.next_phase("real responses" if self.options.exact else "synthetic responses")
 
-    def _responses(
-        self, batches: Iterable[LayerTokens], principal: dict[int, PrincipalComponents]
+    def _answer_synthetic(self) -> None:
+        state = self.state
+        number = self.options.num_synthetic or self._num_answers(state.real)
+        if not state.synthetic:
+            principal = {layer: counts.principal for layer, counts in state.real.items()}
+            state.synthetic = self._answers(principal, self.probe.batches(number))
+            state.position = min(number, self.probe.num_images) if self._probed else 0
+            self.probe.clear()
+        self._answer(state.synthetic, self.reader.synthetic(state.phase, state.position, number), number)
+
+    def _answer(self, counts: dict[int, ResponseCounts], batches: Iterator[TokenBatch], total: int) -> None:
+        with self._bar(self.state.phase, total, self._num_answers(counts)) as bar:
+            for batch, step in self._in_step(batches):
+                _add_answers(counts, batch.tokens)
+                self._advance(step, bar)
+
+    def _answers(
+        self, principal: dict[int, PrincipalComponents], batches: Iterable[LayerTokens]
     ) -> dict[int, ResponseCounts]:
-        counts: dict[int, ResponseCounts] = {}
+        counts = {
+            layer: ResponseCounts(each, self.grids[layer], self.state.moments[layer].products)
+            for layer, each in principal.items()
+        }
         for tokens in batches:
-            for layer, patches in tokens.items():
-                if layer not in counts:
-                    counts[layer] = ResponseCounts(principal[layer], tuple(patches.shape[1:-1]))
-                counts[layer].update(patches)
+            _add_answers(counts, tokens)
         return counts
 
-    def _real(self, phase: str) -> Iterator[LayerTokens]:
-        known, seen = {bad.name for bad in self.bad_images}, 0
-        with self._bar(phase, self.sample.available) as bar:
-            for number, (pixels, bad) in enumerate(
-                self.sample.batches(self.preprocess, self.batch_size, self.num_workers), start=1
-            ):
-                self.bad_images += [image for image in bad if image.name not in known]
-                count = len(bad) + (0 if pixels is None else len(pixels))
-                seen += count
-                expected = self.sample.available or max(seen, SHUFFLE_BUFFER)
-                stop_if_too_many_bad(self.bad_images, self.max_bad_images, seen, expected)
-                if pixels is not None:
-                    yield self._tokens(pixels, f"batch {number} of the {phase}")
-                bar.update(count)
-        # a stream may hold fewer images than were asked for
-        stop_if_too_many_bad(self.bad_images, self.max_bad_images, seen, seen)
+    def _principal(self) -> dict[int, PrincipalComponents]:
+        return {
+            layer: mains_components(merged_moments(moments).principal_components())
+            for layer, moments in self.state.moments.items()
+        }
 
-    def _synthetic(self, num: int, seed: int, isotropic: bool) -> Iterator[LayerTokens]:
-        with self._bar("synthetic responses", num) as bar:
-            for number, offset in enumerate(range(0, num, self.batch_size), start=1):
-                count = min(self.batch_size, num - offset)
-                images = synthesize_images(
-                    count, self.preprocess.size, seed, offset=offset, isotropic=isotropic, device=self.model.device
-                )
-                yield self._tokens(self.preprocess.normalize(images), f"batch {number} of the synthetic responses")
-                bar.update(count)
+    @staticmethod
+    def _num_answers(counts: dict[int, ResponseCounts]) -> int:
+        return int(sum_over_processes(next(iter(counts.values())).images).sum())
 
-    def _tokens(self, pixels: Tensor, where: str) -> LayerTokens:
-        pixels = pixels.to(self.model.device, self.model.dtype)
-        height, width = pixels.shape[-2:]
-        with self.model.disabled():
-            outputs = self.model(pixels)
-        tokens = {}
-        for layer, layout in self.model.layouts.items():
-            tokens[layer] = layout.patches(layer_tokens(outputs, layer), (height, width))
-            if tokens[layer].device.type == "mps":  # which has no float64 for the statistics
-                tokens[layer] = tokens[layer].cpu()
-            if not torch.isfinite(tokens[layer]).all():
-                raise NonFiniteTokensError(
-                    f"The patch tokens of {where} hold NaN or Inf in {self.model.dtype}: "
-                    f"{'check its weights' if self.model.dtype == torch.float32 else 'try dtype=float32'}."
-                )
-        return tokens
+    def _in_step(self, batches: Iterable[TokenBatch]) -> Iterator[tuple[TokenBatch, Step]]:
+        """A batch of this process (an empty one once it has no more) while any process has one.
 
-    def _bar(self, phase: str, total: int | None) -> tqdm:
-        return tqdm(total=total, desc=phase, unit=" images", disable=not self.progress)
+        If reading one fails anywhere, the checkpoint is written and every process raises.
+        """
+        source = iter(batches)
+        while True:
+            batch, error = None, None
+            try:
+                batch = next(source, None)
+            except Exception as failure:
+                error = failure
+            mine = batch or NO_BATCH
+            numbers = (batch is not None, len(mine.positions) + len(mine.bad), len(mine.bad), self._stop.came)
+            try:
+                step = Step(*sum_unless_one_failed(error, numbers))
+            except ProcessLostError:
+                raise
+            except Exception:
+                self._save()
+                raise
+            if not step.active:
+                return
+            yield mine, step
+
+    def _advance(self, step: Step, bar: tqdm) -> None:
+        """Notes that all processes have worked off a step; saves if it is time, or a signal has come."""
+        state = self.state
+        state.position += self.reader.step_size
+        bar.update(step.read)
+        if state.phase == "components" and state.convergence.due(state.num_readable):
+            state.convergence.check(state.num_readable, self._removals())
+        if self.checkpoint is None:
+            return
+        if step.signals:
+            self._save()
+            raise FitInterrupted(
+                f"{self._stop.name} came during the {state.phase}, after {state.position} images; the checkpoint "
+                f"{self.checkpoint.path} is written, from which the same command goes on with --resume."
+            )
+        if self.checkpoint.due(step.read):
+            self._save()
+
+    def _save(self) -> None:
+        if self.checkpoint is not None and (self.state.position or self.state.phase != "components"):
+            self.checkpoint.save(self.state)
+
+    def _settled(self) -> bool:
+        return self.options.tolerance is not None and self.state.convergence.converged_after is not None
+
+    def _removals(self) -> dict[int, Removal]:
+        """What the fit would remove if it ended now, judged by the first images alone."""
+        if not self._probed:
+            for batch, _ in self._in_step(self.reader.synthetic("synthetic responses", 0, self.probe.num_images)):
+                self.probe.add(batch.tokens, batch.positions)
+            self._probed = True
+        principal = self._principal()
+        real = self._answers(principal, self.cache.batches(PROBE_IMAGES))
+        synthetic = self._answers(principal, self.probe.batches())
+        removals = {}
+        for layer, each in principal.items():
+            p, q = (merged_counts(counts[layer]).response() for counts in (real, synthetic))
+            scores = semantic_invariance(p, q).masked_fill(~each.resolved, 0)
+            removals[layer] = Removal.of(scores, each.components, self.weigh)
+        return removals
+
+    def _stop_if_too_many_bad(self, expected: int) -> None:
+        bad = gather_lists(self.state.bad_images)
+        stop_if_too_many_bad(bad, self.options.max_bad_images, self.state.num_read, expected)
+
+    def _warn_of_idle_processes(self) -> None:
+        idle = gather_lists([] if next(iter(self.state.moments.values())).count else [self.reader.rank])
+        if idle:
+            on_main(logger.warning, f"Processes {idle} read no image: there are too few for so many.")
+
+    def _bar(self, phase: str, total: int | None, done: int) -> tqdm:
+        hidden = not (self.options.progress and PartialState().is_main_process)
+        return tqdm(total=total, initial=done, desc=phase, unit=" images", disable=hidden)
 
 
-def default_workers(num_images: int | None) -> int:
-    """Processes that decode so many images (`None`: nobody knows how many) on this machine."""
-    # starting a process costs more than decoding a few images
-    if num_images is not None and num_images < 200:
-        return 0
-    if multiprocessing.get_start_method() != "fork":  # others run an unguarded script again in each process
-        return 0
-    return min(4, max(1, (os.cpu_count() or 1) - 1))
+def _add_answers(counts: dict[int, ResponseCounts], tokens: LayerTokens) -> None:
+    for layer, patches in tokens.items():
+        counts[layer].update(patches.to(counts[layer].positive.device))

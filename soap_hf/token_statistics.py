@@ -1,10 +1,11 @@
 """Streaming statistics of patch tokens: what one pass over the images adds up.
 
-Two accumulators, filled batch by batch and merged with `+`: `TokenMoments` (mean and covariance, float64) and
-`ResponseCounts` (how often each principal component answers positively at each position, integers).
+Two accumulators, filled batch by batch, merged with `+`, saved and loaded as tensors: `TokenMoments` (mean and
+covariance, float64) and `ResponseCounts` (how often each principal component answers positively at each position,
+integers).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from .errors import NonFiniteTokensError, SOAPError
 
 ROW_BLOCK = 8192
-"""Rows held in float64 at a time, so that the working copy of a batch of tokens stays bounded."""
+"""Rows worked off at a time, so that the working copy of a batch of tokens stays bounded."""
 
 JACKKNIFE_GROUPS = 10
 """Images are dealt to this many groups, whose spread gives the standard error of a score."""
@@ -34,11 +35,13 @@ class PrincipalComponents(NamedTuple):
 
 
 class TokenMoments:
-    """Mean and covariance of patch tokens, streamed in float64 by Chan's merge.
+    """Mean and covariance of patch tokens, streamed by blocks of rows that Chan's merge adds up in float64.
 
     Args:
         dim (`int`): width `D` of the tokens.
         device (`str` or `torch.device`, defaults to `"cpu"`): where the sums live.
+        products (`torch.dtype`, defaults to float64): of the products inside a block of rows centred on its own mean.
+            In float32 the covariance is off by less than 1e-6 of its largest entry, and differs so between chunkings.
 
     Example:
         >>> import torch
@@ -49,8 +52,9 @@ class TokenMoments:
         True
     """
 
-    def __init__(self, dim: int, device: str | torch.device = "cpu"):
+    def __init__(self, dim: int, device: str | torch.device = "cpu", products: torch.dtype = torch.float64):
         self.count = 0
+        self.products = products
         self.mean = torch.zeros(dim, dtype=torch.float64, device=device)
         self.scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
 
@@ -62,14 +66,25 @@ class TokenMoments:
             NonFiniteTokensError: a token holds NaN or Inf; nothing of this call is added.
         """
         check_finite(tokens)
-        for rows in _float64_blocks(tokens):
-            mean = rows.mean(dim=0)
-            centred = rows - mean
-            self._merge(len(rows), mean, centred.T @ centred)
+        for rows in _blocks(tokens, self.products):
+            centre = rows.mean(dim=0)
+            centred = rows - centre
+            drift = centred.mean(dim=0, dtype=torch.float64)  # of the rounded centre from the mean
+            self._merge(len(rows), centre.double() + drift, _product(centred.T, centred).double())
+        return self
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What `load` takes, to be saved."""
+        return {"count": torch.tensor(self.count), "mean": self.mean, "scatter": self.scatter}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> "TokenMoments":
+        """Takes the place of what was added so far; returns itself."""
+        self.count = int(tensors["count"])
+        self.mean, self.scatter = (tensors[name].to(self.mean.device) for name in ("mean", "scatter"))
         return self
 
     def __add__(self, other: "TokenMoments") -> "TokenMoments":
-        total = TokenMoments(len(self.mean), self.mean.device)
+        total = TokenMoments(len(self.mean), self.mean.device, self.products)
         for part in (self, other):
             total._merge(part.count, part.mean, part.scatter)
         return total
@@ -120,11 +135,14 @@ class ResponseCounts:
     Args:
         principal (`PrincipalComponents`): of the real images' tokens.
         grid (`tuple[int, ...]`): positions of the patch tokens, e.g. `(14, 14)`.
+        products (`torch.dtype`, defaults to float64): of the responses. In float32 those within 1e-6 of a token's
+            length around 0 may come out with the other sign.
     """
 
-    def __init__(self, principal: PrincipalComponents, grid: tuple[int, ...]):
+    def __init__(self, principal: PrincipalComponents, grid: tuple[int, ...], products: torch.dtype = torch.float64):
         self.principal = principal
         self.grid = tuple(grid)
+        self.products = products
         dim, device = len(principal.mean), principal.mean.device
         self.positive = torch.zeros(JACKKNIFE_GROUPS, *self.grid, dim, dtype=torch.int64, device=device)
         self.images = torch.zeros(JACKKNIFE_GROUPS, dtype=torch.int64)
@@ -147,9 +165,9 @@ class ResponseCounts:
                 f"All images of a fit must share one grid: expected {self.grid}, got {tuple(tokens.shape[1:-1])}."
             )
         check_finite(tokens)
-        mean, components, resolved = self.principal.mean, self.principal.components, self.principal.resolved
-        positive = torch.cat([(rows - mean) @ components > 0 for rows in _float64_blocks(tokens)])
-        positive = (positive & resolved).view(tokens.shape)
+        mean, components = (part.to(self.products) for part in (self.principal.mean, self.principal.components))
+        positive = torch.cat([_product(rows - mean, components) > 0 for rows in _blocks(tokens, self.products)])
+        positive = (positive & self.principal.resolved).view(tokens.shape)
         first = self.num_images
         for group in range(JACKKNIFE_GROUPS):
             share = positive[(group - first) % JACKKNIFE_GROUPS :: JACKKNIFE_GROUPS]
@@ -160,10 +178,19 @@ class ResponseCounts:
     def __add__(self, other: "ResponseCounts") -> "ResponseCounts":
         if self.grid != other.grid or not torch.equal(self.principal.components, other.principal.components):
             raise SOAPError("Responses add up only if they share one grid and one set of principal components.")
-        total = ResponseCounts(self.principal, self.grid)
+        total = ResponseCounts(self.principal, self.grid, self.products)
         total.positive = self.positive + other.positive
         total.images = self.images + other.images
         return total
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What `load` takes, to be saved beside the principal components."""
+        return {"positive": self.positive, "images": self.images}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> "ResponseCounts":
+        """Takes the place of what was added so far; returns itself."""
+        self.positive, self.images = tensors["positive"].to(self.positive.device), tensors["images"]
+        return self
 
     def response(self) -> Tensor:
         """Share of images with a positive response, `(*grid, D)` float64.
@@ -191,6 +218,16 @@ def check_finite(tokens: Tensor) -> None:
         )
 
 
-def _float64_blocks(tokens: Tensor) -> Iterator[Tensor]:
+def _blocks(tokens: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     for rows in tokens.reshape(-1, tokens.shape[-1]).split(ROW_BLOCK):
-        yield rows.to(torch.float64)
+        yield rows.to(dtype)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """A matrix product that keeps all bits of float32, whatever the user's setting for TensorFloat-32."""
+    setting = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        return left @ right
+    finally:
+        torch.set_float32_matmul_precision(setting)

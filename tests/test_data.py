@@ -8,8 +8,10 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from soap_hf.data import BadImage, ImageSample, open_dataset
+from soap_hf.data import open_dataset
 from soap_hf.errors import DataError
+from soap_hf.image_files import BadImage
+from soap_hf.image_sample import ImageSample
 from soap_hf.preprocessing import ImagePreprocessor
 from tests.conftest import noise_image
 
@@ -52,8 +54,8 @@ def png(seed=0):
 def read(sample, preprocess, batch_size=4, **kwargs):
     """All pixels of a sample, and all its bad images."""
     batches = list(sample.batches(preprocess, batch_size, **kwargs))
-    pixels = [batch for batch, _ in batches if batch is not None]
-    return torch.cat(pixels), [image for _, bad in batches for image in bad]
+    pixels = [batch.pixels for batch in batches if batch.pixels is not None]
+    return torch.cat(pixels), [image for batch in batches for image in batch.bad]
 
 
 def sample_of(dataset, num_images=None, seed=0):
@@ -248,18 +250,19 @@ def test_a_broken_file_in_a_folder_is_named(tmp_path, preprocess):
 
 def test_a_batch_without_a_readable_image_has_no_pixels(preprocess):
     dataset = Dataset.from_dict({"image": [b"no", b"none"]})
-    ((pixels, bad),) = sample_of(dataset).batches(preprocess, 4)
-    assert pixels is None
-    assert len(bad) == 2
+    (batch,) = sample_of(dataset).batches(preprocess, 4)
+    assert batch.pixels is None
+    assert len(batch.bad) == 2
+    assert batch.positions == []
 
 
 def test_worker_processes_give_the_same_batches(preprocess):
     sample = sample_of(broken_set())
     alone, shared = (list(sample.batches(preprocess, 5, num_workers=number)) for number in (0, 2))
     assert len(alone) == len(shared) == 3
-    for (pixels, bad), (others, other_bad) in zip(alone, shared, strict=True):
-        assert torch.equal(pixels, others)
-        assert bad == other_bad
+    for one, other in zip(alone, shared, strict=True):
+        assert torch.equal(one.pixels, other.pixels)
+        assert one[1:] == other[1:]
 
 
 def test_a_stream_gives_the_same_images_once_with_workers(few, preprocess):
@@ -296,6 +299,51 @@ def test_a_stream_that_is_mostly_broken_is_refused_at_its_end(vit, processor, tm
     some = Dataset.from_dict({"image": [*good["image"], bad[0]]}).to_iterable_dataset()
     model = fit_soap(vit, some, image_processor=processor, num_images=None, max_bad_images=0.1, progress=False)
     assert model.config.fit["num_bad_images"] == 1
+
+
+@pytest.mark.parametrize("num_images", [None, 9])
+@pytest.mark.parametrize("kind", ["rows", "stream", "stream of two files"])
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 14])
+def test_processes_read_each_image_once_and_keep_step(few, preprocess, kind, num_images, num_processes):
+    data = few if kind == "rows" else few.to_iterable_dataset(num_shards=2 if "two" in kind else 1)
+    sample = sample_of(data, num_images)
+    whole, _ = read(sample, preprocess)
+    shares = [
+        list(sample.batches(preprocess, 2, rank=rank, num_processes=num_processes)) for rank in range(num_processes)
+    ]
+    positions = [position for share in shares for batch in share for position in batch.positions]
+    pixels = [image for share in shares for batch in share for image in batch.pixels]
+    assert len(set(positions)) == len(positions) == len(whole)
+    if not sample.in_parts:
+        assert sorted(positions) == list(range(len(whole)))
+        assert all(torch.equal(image, whole[at]) for at, image in zip(positions, pixels, strict=True))
+        first_turns = [position for share in shares for batch in share[:1] for position in batch.positions]
+        assert sorted(first_turns) == list(range(min(len(whole), 2 * num_processes)))
+    assert {image.sum().item() for image in pixels} == {image.sum().item() for image in whole}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_reading_goes_on_from_any_position_with_any_number_of_processes(few, preprocess, streamed):
+    sample = sample_of(few.to_iterable_dataset() if streamed else few, 11)
+    whole, _ = read(sample, preprocess)
+    for start, stop, number in ((4, None, 2), (5, 9, 3), (0, 4, 2), (11, None, 1), (6, 99, 2)):
+        batches = [
+            batch
+            for rank in range(number)
+            for batch in sample.batches(preprocess, 2, start=start, stop=stop, rank=rank, num_processes=number)
+        ]
+        positions = [position for batch in batches for position in batch.positions]
+        assert sorted(positions) == list(range(start, min(11, stop or 11)))
+        for batch in batches:
+            assert torch.equal(batch.pixels, whole[batch.positions])
+
+
+def test_an_endless_stream_needs_a_number_of_images(few, preprocess):
+    endless = few.to_iterable_dataset().repeat(None)
+    for dataset in (endless, endless.map(lambda row: row)):
+        with pytest.raises(DataError, match="for ever; say how many images to read with num_images"):
+            sample_of(dataset)
+    assert len(read(sample_of(endless, 20), preprocess)[0]) == 20
 
 
 def save_class_folders(root, *names, number=3):

@@ -247,3 +247,24 @@ def test_a_backbone_that_takes_no_rgb_is_refused(images, fit):
     grey = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, num_channels=1))
     with pytest.raises(BackboneError, match="1 channels"):
         fit(grey, images)
+
+
+@pytest.mark.slow
+def test_a_compiled_backbone_gives_the_same_statistics(vit, images, fit):
+    plain, compiled = (fit(vit, images, batch_size=16, compile=flag).statistics for flag in (False, True))
+    same(compiled, plain, rtol=1e-3)
+
+
+def test_an_automatic_batch_size_is_a_moderate_one_on_cpu(vit, images, fit):
+    seen = []
+    vit.register_forward_pre_hook(
+        lambda module, inputs, named: seen.append(len(named["pixel_values"])), with_kwargs=True
+    )
+    fit(vit, images, batch_size="auto")
+    assert max(seen) == 32
+
+
+@pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": "large"}, {"seed": -1}])
+def test_impossible_sizes_and_seeds_are_refused(vit, images, fit, options):
+    with pytest.raises(DataError, match="batch_size must be at least 1"):
+        fit(vit, images, **options)

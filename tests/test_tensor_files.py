@@ -79,6 +79,17 @@ def test_what_is_not_safetensors_is_refused(tmp_path, content):
         read(tmp_path / "file", "a")
 
 
+def test_only_a_file_of_the_users_own_may_be_of_any_size_and_dtype(tmp_path, monkeypatch):
+    large, flags = tmp_path / "large", tmp_path / "flags"
+    write_tensors(large, {"a": torch.ones(8)}, {})
+    write_tensors(flags, {"a": torch.ones(8, dtype=torch.bool)}, {})
+    monkeypatch.setattr("soap_hf.tensor_files.MAX_FILE", 64)
+    for path in (large, flags):
+        with pytest.raises(HeadError):
+            read(path, "a")
+        assert read_tensors(path, {"a"}, what="checkpoint", trusted=True)[0]["a"].all()
+
+
 def test_a_truncated_file_is_refused(tmp_path):
     write_tensors(tmp_path / "file", TENSORS, {})
     whole = (tmp_path / "file").read_bytes()

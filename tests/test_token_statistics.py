@@ -225,3 +225,35 @@ def test_responses_of_other_components_or_grids_do_not_add_up():
 def test_equal_float64_tokens_are_refused_too():
     with pytest.raises(SOAPError, match="All patch tokens are equal"):
         TokenMoments(3).update(torch.full((7, 3), 0.1, dtype=torch.float64)).principal_components()
+
+
+def test_saved_sums_go_on_as_if_never_interrupted():
+    first, second = random_tokens(seed=1), random_tokens(seed=2)
+    principal = moments(first).principal_components()
+    begun, answers = moments(first), counts(principal, first)
+    saved = {name: tensor.clone() for name, tensor in {**begun.tensors(), **answers.tensors()}.items()}
+    resumed = TokenMoments(DIM).load(saved).update(second)
+    assert torch.equal(resumed.scatter, begun.update(second).scatter)
+    assert resumed.count == begun.count
+    answered = ResponseCounts(principal, GRID).load(saved).update(second)
+    assert torch.equal(answered.positive, answers.update(second).positive)
+    assert torch.equal(answered.images, answers.images)
+
+
+@pytest.mark.parametrize("shift", [0, 30, 1000])
+def test_float32_products_err_by_their_rounding_alone(shift):
+    """Below 1e-6 of the largest entry, far from the origin too."""
+    tokens = random_tokens(400) + shift
+    exact, principal = moments(tokens), moments(tokens).principal_components()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        single = TokenMoments(DIM, products=torch.float32).update(tokens)
+        answers = ResponseCounts(principal, GRID, torch.float32).update(tokens)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    scale = float(exact.covariance().abs().max())
+    torch.testing.assert_close(single.covariance(), exact.covariance(), rtol=0, atol=1e-6 * scale)
+    torch.testing.assert_close(single.mean, exact.mean, rtol=1e-7, atol=1e-7)
+    flipped = (answers.positive - counts(principal, tokens).positive).abs().sum()
+    assert flipped <= 2

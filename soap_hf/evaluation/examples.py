@@ -18,8 +18,8 @@ from transformers.utils import logging
 from ..data import open_dataset, undecoded
 from ..errors import DataError
 from ..image_files import BadImage, files_by_split, image_name, read_image, stop_if_too_many_bad
+from ..image_sample import default_workers
 from ..preprocessing import to_rgb
-from ..token_passes import default_workers
 
 logger = logging.get_logger(__name__)
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.benchmarks.extraction import extract_from_photographs
+from tests.benchmarks.fitting import fit_images
 from tests.benchmarks.projection import apply_projection
 from tests.benchmarks.saliency import find_eigenvectors, refine_masks
 from tests.benchmarks.streaming import stream_statistics
@@ -25,6 +26,7 @@ BENCHMARKS = (
     find_eigenvectors,
     refine_masks,
     extract_from_photographs,
+    fit_images,
 )
 
 
