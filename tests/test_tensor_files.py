@@ -100,7 +100,6 @@ def test_a_truncated_file_is_refused(tmp_path):
 
 NO_SPACE = (
     OSError(errno.ENOSPC, "No space left on device"),
-    # TODO: `write_tensors` lets this one through
     SafetensorError("No space left on device"),
 )
 
