@@ -210,8 +210,11 @@ def compare(head: str, options: dict[str, Any]) -> "Comparison":
     """The arms that the options ask for."""
     from .evaluation.comparison import Comparison
 
+    model = load_head(head, options)
+    if options["mu"] is not None:
+        model.reweight(options["mu"], model.config.tau, model.config.threshold)
     return Comparison.of(
-        load_head(head, options),
+        model,
         options["method"] or ["soap"],
         rank=options["rank"],
         layer=options["layer"],

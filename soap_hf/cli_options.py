@@ -160,6 +160,12 @@ def _evaluation_options(
     rank: Annotated[
         Optional[int], typer.Option(min=1, help="Directions of zero-image and top-pc; default: the head's.")
     ] = None,
+    mu: Annotated[
+        Any,
+        typer.Option(
+            parser=_parse_mu, metavar="NUMBER|auto", help="Another strength of the head, from its statistics."
+        ),
+    ] = None,
     layer: Annotated[Optional[int], typer.Option(min=-1, help="Default: the head's last one.")] = None,
     image_column: Annotated[str, typer.Option(help="Column that holds the images.")] = "image",
     config_name: Annotated[Optional[str], typer.Option(help="Configuration of a hub data set.")] = None,

@@ -70,6 +70,16 @@ def written(folder, name):
         return list(csv.DictReader(file)), json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize(("mu", "rank"), [("auto", 1), ("1", 1), ("3", 3), ("0", 0)])
+def test_another_strength(run, head, photographs, tmp_path, mu, rank):
+    options = ("--mu", mu, "--output", "out", "--quiet")
+    status, _, err = run("evaluate", "position", head, photographs, *options)
+    assert (status, err) == (0, "")
+    _, found = written(tmp_path / "out", "position")
+    assert found["settings"]["ranks"] == {"raw": 0, "soap": rank}
+    assert found["settings"]["mu"] == (mu if mu == "auto" else float(mu))
+
+
 def test_knn(run, head, colours, tmp_path):
     status, out, err = run("evaluate", "knn", head, colours, "--k", 1, "--k", 3, *ARMS, "--output", "out", "--quiet")
     assert (status, err) == (0, "")

@@ -1,6 +1,6 @@
-"""The pretraining example, run for real for a few steps, and the position embeddings it fills in."""
+"""The pretraining examples, run for real for a few steps, and the position embeddings they fill in."""
 
-import importlib.util
+import importlib
 import json
 import math
 import subprocess
@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -15,12 +16,12 @@ from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModel, ViTMAEForPreTraining, ViTMAEModel
+from transformers import AutoImageProcessor, AutoModel, ViTMAEForPreTraining, ViTMAEModel, ViTModel
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPT = EXAMPLES / "pretrain_tiny_mae.py"
 PHOTOS = EXAMPLES / "photos" / "fit"
-TINY = [
+ENCODER = [
     "--hidden_size",
     "24",
     "--num_hidden_layers",
@@ -31,30 +32,34 @@ TINY = [
     "32",
     "--patch_size",
     "8",
-    "--decoder_hidden_size",
-    "16",
-    "--decoder_num_attention_heads",
-    "2",
-    "--per_device_train_batch_size",
-    "16",
-    "--logging_steps",
-    "1",
-    "--use_cpu",
-    "--disable_tqdm",
-    "True",
 ]
+TRAINING = ["--per_device_train_batch_size", "16", "--logging_steps", "1", "--use_cpu", "--disable_tqdm", "True"]
+TINY = [*ENCODER, *TRAINING, "--decoder_hidden_size", "16", "--decoder_num_attention_heads", "2"]
+
+
+def load_script(name: str) -> ModuleType:
+    """An example as a module, found beside the module that it shares with others."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        return importlib.import_module(name)
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    """The script as a module."""
-    spec = importlib.util.spec_from_file_location("pretrain_tiny_mae", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    """The script that trains a masked autoencoder."""
+    return load_script("pretrain_tiny_mae")
+
+
+@pytest.fixture(scope="module")
+def control() -> ModuleType:
+    """The script that trains its control."""
+    return load_script("pretrain_tiny_control")
+
+
+@pytest.fixture(scope="module")
+def shared() -> ModuleType:
+    """What the two share."""
+    return load_script("pretraining")
 
 
 def run_script(data: Path, output: Path) -> subprocess.CompletedProcess[str]:
@@ -208,21 +213,103 @@ def test_unfilled_positions_are_refused(script: ModuleType, part: str) -> None:
         script.check_positions(model)
 
 
+def views_like(shared: ModuleType, **options: float) -> Any:
+    """Arguments of random views."""
+    return shared.DataArguments(data=[], **options)
+
+
 @pytest.mark.parametrize("size", [(256, 256), (300, 20), (5, 400), (1, 1)])
-def test_crops_of_any_shape(script: ModuleType, size: tuple[int, int]) -> None:
+def test_views_of_any_shape(shared: ModuleType, size: tuple[int, int]) -> None:
+    arguments = views_like(shared, color_jitter=0.4, grayscale=0.2)
     torch.manual_seed(0)
     image = Image.linear_gradient("L").convert("RGB").resize(size)
-    views = [script.augment(image, 32) for _ in range(20)]
+    views = [shared.random_view(image, 32, arguments) for _ in range(20)]
     assert all(view.shape == (3, 32, 32) and view.dtype == torch.uint8 for view in views)
     torch.manual_seed(0)
-    assert torch.equal(script.augment(image, 32), views[0])
+    assert torch.equal(shared.random_view(image, 32, arguments), views[0])
     if size == (256, 256):
         assert not torch.equal(views[0], views[1])
 
 
-def test_batches_are_normalised_like_the_processor(script: ModuleType) -> None:
-    processor = script.make_processor(32)
+def test_colours_change_only_when_asked(shared: ModuleType) -> None:
     image = Image.new("RGB", (40, 40), (200, 100, 50))
-    batch = script.collate([{"image": image}, {"image": image}], processor)["pixel_values"]
+
+    def colours(**options: float) -> set[tuple[int, ...]]:
+        drawn = [shared.random_view(image, 8, views_like(shared, **options)) for _ in range(20)]
+        return {tuple(view.flatten(1)[:, 0].tolist()) for view in drawn}
+
+    assert colours() == {(200, 100, 50)}
+    assert len(colours(color_jitter=0.4)) > 10
+    assert {len(set(colour)) for colour in colours(grayscale=1.0)} == {1}
+
+
+def test_batches_are_normalised_like_the_processor(shared: ModuleType) -> None:
+    processor = shared.make_processor(32)
+    image = Image.new("RGB", (40, 40), (200, 100, 50))
+    batch = shared.collate([{"image": image}, {"image": image}], processor, views_like(shared))["pixel_values"]
     expected = processor([image, image], return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(batch, expected, atol=1e-5, rtol=0)
+
+
+def test_views_of_one_image_lie_a_batch_apart(shared: ModuleType) -> None:
+    images = [{"image": Image.new("RGB", (9, 9), (level, level, level))} for level in (0, 100, 200)]
+    batch = shared.collate(images, shared.make_processor(8), views_like(shared), views=2)["pixel_values"]
+    assert batch.shape == (6, 3, 8, 8)
+    assert torch.equal(batch[:3], batch[3:])
+    assert not torch.equal(batch[0], batch[1])
+
+
+def test_control_trains_and_loads(control: ModuleType, tmp_path: Path) -> None:
+    pytest.importorskip("pytorch_metric_learning")
+    arguments = ["--data", str(PHOTOS), "--output_dir", str(tmp_path), *ENCODER, *TRAINING, "--max_steps", "6"]
+    control.main([*arguments, "--color_jitter", "0.4", "--learning_rate", "5e-3"])
+    found = losses(tmp_path)
+    assert len(found) == 6
+    assert min(found[3:]) < found[0]
+    encoder, report = AutoModel.from_pretrained(tmp_path, add_pooling_layer=False, output_loading_info=True)
+    assert (type(encoder), encoder.dtype) == (ViTModel, torch.float16)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+
+
+def test_control_has_the_shape_and_the_positions_of_the_autoencoder(script: ModuleType, control: ModuleType) -> None:
+    autoencoder = script.build_model(script.make_config(script.ModelArguments())).vit
+    encoder = control.build_encoder(control.ContrastArguments())
+    shapes = [
+        {name: tuple(weights.shape) for name, weights in model.named_parameters()} for model in (autoencoder, encoder)
+    ]
+    assert shapes[0] == shapes[1]
+    positions = [model.embeddings.position_embeddings for model in (autoencoder, encoder)]
+    assert torch.equal(*positions)
+    assert not any(each.requires_grad for each in positions)
+
+
+def test_contrast_is_the_loss_of_simclr(control: ModuleType) -> None:
+    pytest.importorskip("pytorch_metric_learning")
+    model = control.TwoViewEncoder(control.build_encoder(control.ContrastArguments()), 8, temperature=0.5)
+    first, second = torch.randn(2, 5, 8)
+    vectors = torch.nn.functional.normalize(torch.cat([first, second]), dim=1)
+    cosines = (vectors @ vectors.T / 0.5).fill_diagonal_(-torch.inf)
+    partners = torch.arange(10).roll(5)
+    expected = torch.nn.functional.cross_entropy(cosines, partners)
+    torch.testing.assert_close(model.contrast(first, second), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--image_size 60", "image_size 60 has to be a multiple of patch_size 8."),
+        ("--hidden_size 90", "hidden_size 90 has to be a multiple of 4, for sines and cosines."),
+        ("--smallest_crop 0", "smallest_crop 0.0 has to be above 0 and at most 1."),
+        ("--color_jitter 2", "color_jitter 2.0 has to lie between 0 and 1."),
+        (
+            "--per_device_train_batch_size 1",
+            "Images are told apart from others of their batch: it has to hold 2 or more.",
+        ),
+    ],
+)
+def test_bad_input_of_the_control(control: ModuleType, tmp_path: Path, options: str, sentence: str) -> None:
+    pytest.importorskip("pytorch_metric_learning")
+    with pytest.raises(SystemExit) as exit_:
+        control.main(["--data", str(PHOTOS), "--output_dir", str(tmp_path / "out"), *options.split()])
+    assert exit_.value.code == f"pretrain_tiny_control.py: {sentence}"
+    assert not (tmp_path / "out").exists()

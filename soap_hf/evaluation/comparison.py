@@ -96,5 +96,6 @@ class Comparison:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "layer": self.layer,
             "image_size": list(self.preprocess.size),
+            "mu": config.mu,
             "ranks": {name: arm.rank for name, arm in self.arms.items()},
         }

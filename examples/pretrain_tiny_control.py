@@ -1,0 +1,122 @@
+"""Trains the control of `pretrain_tiny_mae.py`: the same vision transformer on the same images, without masking.
+
+The objective is SimCLR's (Chen et al. 2020, arXiv 2002.05709): the CLS tokens of two views of an image are to find
+each other among those of all others. Both scripts take the same options for data, views, encoder and training:
+
+    pip install pytorch-metric-learning
+    python examples/pretrain_tiny_control.py --data photos/ --color_jitter 0.4 --grayscale 0.2 --output_dir control
+
+A step sees `--per_device_train_batch_size` images twice. The output folder gets the encoder as a float16 `ViTModel`
+with its image processor, the loss by step in `training_log.json`, and its curve.
+"""
+
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from pretraining import (
+    DataArguments,
+    EncoderArguments,
+    PretrainingArguments,
+    PretrainingError,
+    check_multiples,
+    check_shares,
+    check_widths,
+    collate,
+    fill_positions,
+    load_images,
+    make_processor,
+    run,
+    save_encoder,
+    save_log,
+)
+from torch import Tensor, nn
+from transformers import Trainer, ViTConfig, ViTModel, set_seed
+
+try:
+    from pytorch_metric_learning.losses import SelfSupervisedLoss, SupConLoss
+except ImportError:
+    SelfSupervisedLoss = SupConLoss = None
+
+
+@dataclass
+class ContrastArguments(EncoderArguments):
+    """Shape of the vision transformer and of what is compared."""
+
+    projection_size: int = field(default=128, metadata={"help": "Width of the vectors that are compared."})
+    temperature: float = field(default=0.2, metadata={"help": "Cosines are divided by it."})
+
+
+class TwoViewEncoder(nn.Module):
+    """A vision transformer whose CLS token is to tell images apart, whatever the view.
+
+    Args:
+        encoder ([`ViTModel`]): what is kept.
+        projection_size (`int`): width of the vectors that are compared.
+        temperature (`float`): cosines are divided by it.
+    """
+
+    def __init__(self, encoder: ViTModel, projection_size: int, temperature: float):
+        super().__init__()
+        width = encoder.config.hidden_size
+        self.encoder = encoder
+        self.projector = nn.Sequential(
+            nn.Linear(width, 4 * width, bias=False),
+            nn.BatchNorm1d(4 * width),
+            nn.ReLU(),
+            nn.Linear(4 * width, projection_size),
+        )
+        # with two views an image, the supervised contrastive loss whose classes are the images is SimCLR's
+        self.criterion = SelfSupervisedLoss(SupConLoss(temperature=temperature))
+
+    def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        """Loss of a batch `(2 B, 3, H, W)`: the first views of `B` images, then the second ones."""
+        first, second = self.projector(self.encoder(pixel_values).last_hidden_state[:, 0]).chunk(2)
+        return {"loss": self.contrast(first, second)}
+
+    @torch.compiler.disable
+    def contrast(self, first: Tensor, second: Tensor) -> Tensor:
+        """Loss of two views of `B` images, both `(B, projection_size)`, in float32."""
+        with torch.autocast(first.device.type, enabled=False):
+            return self.criterion(first.float(), second.float())
+
+
+def build_encoder(arguments: ContrastArguments) -> ViTModel:
+    """Builds the encoder of the masked autoencoder of the same shape, with the same fixed position embeddings."""
+    check_multiples(arguments, {"image_size": "patch_size", "hidden_size": "num_attention_heads"})
+    check_widths(arguments, ["hidden_size"])
+    shape = {name: value for name, value in asdict(arguments).items() if hasattr(EncoderArguments, name)}
+    encoder = ViTModel(ViTConfig(**shape, intermediate_size=4 * arguments.hidden_size), add_pooling_layer=False)
+    fill_positions(encoder.embeddings.position_embeddings)
+    encoder.embeddings.position_embeddings.requires_grad_(False)
+    return encoder
+
+
+def pretrain(data: DataArguments, contrast: ContrastArguments, training: PretrainingArguments) -> None:
+    """Trains an encoder by contrast and saves it, its image processor and the loss log."""
+    if SupConLoss is None:
+        raise PretrainingError("The loss comes from pytorch-metric-learning: pip install pytorch-metric-learning.")
+    if training.per_device_train_batch_size < 2:
+        raise PretrainingError("Images are told apart from others of their batch: it has to hold 2 or more.")
+    check_shares(data)
+    set_seed(training.seed)
+    encoder, processor = build_encoder(contrast), make_processor(contrast.image_size)
+    images = load_images(data.data, data.image_column)
+    model = TwoViewEncoder(encoder, contrast.projection_size, contrast.temperature)
+    collator = partial(collate, processor=processor, arguments=data, views=2)
+    trainer = Trainer(model=model, args=training, train_dataset=images, data_collator=collator)
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    if trainer.is_world_process_zero():
+        folder = Path(training.output_dir)
+        save_log(trainer, folder)
+        save_encoder(encoder, processor, folder)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains with arguments from the command line."""
+    run(pretrain, arguments, [DataArguments, ContrastArguments, PretrainingArguments], __doc__)
+
+
+if __name__ == "__main__":
+    main()
