@@ -13,6 +13,7 @@ from rich.table import Table
 
 from tests.benchmarks.extraction import extract_from_photographs
 from tests.benchmarks.fitting import fit_images
+from tests.benchmarks.memory import bound_memory
 from tests.benchmarks.projection import apply_projection
 from tests.benchmarks.saliency import find_eigenvectors, refine_masks
 from tests.benchmarks.streaming import stream_statistics
@@ -27,6 +28,7 @@ BENCHMARKS = (
     refine_masks,
     extract_from_photographs,
     fit_images,
+    bound_memory,
 )
 
 
@@ -55,6 +57,8 @@ def as_table(comparison: Comparison) -> Table:
     table = Table("", "median", "aim", title=comparison.title)
     for name, seconds in comparison.seconds.items():
         table.add_row(name, f"{seconds * 1e3:.3f} ms", "")
+    for name, megabytes in comparison.megabytes.items():
+        table.add_row(name, f"{megabytes:.0f} MB", "")
     table.add_section()
     for name, ratio in comparison.ratios.items():
         table.add_row(name, f"{ratio:.3f}", comparison.targets.get(name, ""))

@@ -3,18 +3,19 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Median seconds of several candidates, and what they say relative to each other."""
+    """Median seconds (or peak memory) of several candidates, and what they say relative to each other."""
 
     title: str
     seconds: dict[str, float]
     ratios: dict[str, float]
     targets: dict[str, str]
     """What a ratio is meant to reach, in words, where there is such an aim."""
+    megabytes: dict[str, float] = field(default_factory=dict)
 
 
 def medians(
