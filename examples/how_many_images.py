@@ -3,14 +3,18 @@
     python examples/how_many_images.py facebook/vit-mae-base my-photos/
 
 The first table fits heads on 50, 100, … images of one random order and compares each with the head fitted on the most:
-the distance between the projectors (0: they remove the same; near 1: one removes what the other keeps) when two
-components are removed and when `auto` decides, the largest change of a removed component's score, and how many
-components `auto` removes. The second keeps the components of the largest fit and lets fewer images answer, as a
-smaller `--token-cache` does: how the standard error of a score falls with their number.
+the largest principal angle between the spaces of the two highest-scoring components, and of as many as `auto` removes
+in the largest fit (0°: the same directions; 90°: a direction of one is missing from the other); the distance between
+the projectors when `auto` decides (0: they remove the same; near 1: one removes what the other keeps); the largest
+change of a removed component's score; and how many components `auto` removes. The second keeps the components of the
+largest fit and lets fewer images answer, as a smaller `--token-cache` does: how the standard error of a score falls
+with their number.
 """
 
 import argparse
+import math
 
+from scipy.linalg import subspace_angles
 from transformers.utils import logging
 
 from soap_hf import SOAPStatistics, fit_soap
@@ -38,14 +42,20 @@ def main() -> None:
     removed = reference.scores.argsort(descending=True)[: max(1, rank)]
 
     print(f"Compared with {reference.num_real} images, where auto removes {rank} of {len(reference.scores)}:\n")
-    print("| images | projector distance, mu=2 | projector distance, auto | change of scores | auto removes |")
-    print("|---|---|---|---|---|")
+    leading = len(removed)
+    print(
+        f"| images | angle, mu=2 | angle, mu={leading} | projector distance, auto | change of scores | auto removes |"
+    )
+    print("|---|---|---|---|---|---|")
     for number in numbers:
         statistics = fit(number)
-        distances = [projector_distance(statistics.projection(mu), reference.projection(mu)) for mu in (2, "auto")]
+        angles = [largest_angle(statistics, reference, mu) for mu in (2, leading)]
+        distance = projector_distance(statistics.projection(), reference.projection())
         ours, theirs = (each.scores.sort(descending=True).values[: len(removed)] for each in (statistics, reference))
         change, count = float((ours - theirs).abs().max()), statistics.projection().rank
-        print(f"| {number} | {distances[0]:.3f} | {distances[1]:.3f} | {change:.4f} | {count} |", flush=True)
+        print(
+            f"| {number} | {angles[0]:.1f}° | {angles[1]:.1f}° | {distance:.3f} | {change:.4f} | {count} |", flush=True
+        )
 
     print("\n| images that answer | largest standard error | largest change of a score |\n|---|---|---|")
     per_image = 2 * reference.real_response.numel()
@@ -55,6 +65,12 @@ def main() -> None:
         error = float(statistics.standard_errors[removed].max())
         change = float((statistics.scores - reference.scores)[removed].abs().max())
         print(f"| {statistics.num_real} | {error:.4f} | {change:.4f} |", flush=True)
+
+
+def largest_angle(one: SOAPStatistics, other: SOAPStatistics, mu: int) -> float:
+    """The largest principal angle between the spaces of the `mu` highest-scoring components, in degrees."""
+    bases = (statistics.projection(mu).basis.numpy() for statistics in (one, other))
+    return math.degrees(subspace_angles(*bases).max())
 
 
 if __name__ == "__main__":

@@ -510,6 +510,25 @@ def test_fit_and_push(hub, backbone, photos, tmp_path):
     assert AutoModel.from_pretrained(tmp_path / "second").config.fit["num_images"] == 8
 
 
+def test_fit_and_push_in_two_processes(hub, backbone, photos, tmp_path):
+    """One of them writes and pushes; the head is that of one process."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = ["--num-images", "8", "--batch-size", "2", "--image-size", "32", "--mu", "2", "--no-figures"]
+    fit = ["-m", "soap_hf", "fit", BACKBONE, str(photos), *options, "--output", str(tmp_path / "out")]
+    environment = hub.environment(tmp_path / "client") | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*launcher, *fit, "--push-to-hub", REPO], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Head pushed to ") == 1
+    assert len(hub.store[REPO].commits) == 2  # that of creation and the push
+    assert hub.token not in done.stdout + done.stderr
+    pulled, alone = AutoModel.from_pretrained(REPO), tmp_path / "alone"
+    CliRunner().invoke(app, ["fit", BACKBONE, str(photos), *options, "--output", str(alone), "--quiet"])
+    projections = [model.projections["-1"].matrix() for model in (pulled, AutoModel.from_pretrained(alone))]
+    torch.testing.assert_close(*projections, rtol=0, atol=1e-3)
+
+
 REAL = {"HF_TOKEN": os.environ.get("HF_TOKEN", ""), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "https://huggingface.co"}
 
 
