@@ -8,7 +8,7 @@ in the largest fit (0°: the same directions; 90°: a direction of one is missin
 the projectors when `auto` decides (0: they remove the same; near 1: one removes what the other keeps); the largest
 change of a removed component's score; and how many components `auto` removes. The second keeps the components of the
 largest fit and lets fewer images answer, as a smaller `--token-cache` does: how the standard error of a score falls
-with their number.
+with their number. Needs scipy: `pip install "soap-hf[eval]"`.
 """
 
 import argparse

@@ -5,19 +5,26 @@
 
 Runs `soap-hf evaluate position | knn | saliency` on each head for mu = auto, 1, 2, 4 and 8, with the rivals
 `zero-image` and `top-pc` at equal rank beside it, and prints a table a metric: means, and in brackets the bootstrap
-95 % interval of the difference from raw, the mean in bold where that leaves zero out. An evaluation whose results are
-in the output folder already is not run again. `--image-size` is that of the saliency, so that its grid has enough
-patches to divide.
+95 % interval of the difference from raw, the mean in bold where that leaves zero out. `--image-size` is that of the
+saliency, so that its grid has enough patches to divide. Saliency needs `pip install "soap-hf[eval]"`.
+
+The results stay in the output folder. A command is not run again if its results are there and newer than the head.
 """
 
 import argparse
 import json
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from typer import TyperException
+
 from soap_hf.cli import app
+from soap_hf.errors import SOAPError
+from soap_hf.evaluation.results import command_line
+from soap_hf.head_files import HeadSource, read_config, read_statistics
 
 STRENGTHS = ("auto", "1", "2", "4", "8")
 RIVALS = ("zero-image", "top-pc")
@@ -29,7 +36,7 @@ METRICS = {
 """Those that a table is printed of; the files hold all."""
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("heads", nargs="+", type=Path, help="folders of heads, with their statistics")
     parser.add_argument("--position", nargs=1, default=[], metavar="IMAGES", help="data set of images")
@@ -38,43 +45,66 @@ def main() -> None:
     parser.add_argument("--image-size", help="of the saliency, e.g. 112; default: each image has its own")
     parser.add_argument("--strengths", nargs="+", default=STRENGTHS, metavar="MU", help="default: %(default)s")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
+    if len({head.name for head in arguments.heads}) < len(arguments.heads):
+        parser.error("two heads have one name; rename a folder, since results are kept by name")
+    try:
+        compare(arguments)
+    except (SOAPError, TyperException) as error:
+        sys.exit(f"{Path(__file__).name}: {error}")
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Measures all that was asked for, and prints the tables."""
+    ranks = {(head, mu): rank(head, mu) for head in arguments.heads for mu in arguments.strengths}
     for evaluation, metrics in METRICS.items():
         data = getattr(arguments, evaluation)
+        if data and evaluation == "saliency" and arguments.image_size:
+            data = [*data, "--image-size", arguments.image_size]
         if data:
-            size = ["--image-size", arguments.image_size] if arguments.image_size and evaluation == "saliency" else []
             found = {
-                (head.name, mu): measure(evaluation, head, [*data, *size], mu, arguments.output)
-                for head in arguments.heads
-                for mu in arguments.strengths
+                (head.name, mu): measure(evaluation, head, data, mu, removed, arguments.output)
+                for (head, mu), removed in ranks.items()
             }
             for metric in metrics:
                 print(f"\n{evaluation}: {metric}\n", *table(found, metric), sep="\n", flush=True)
 
 
-def measure(evaluation: str, head: Path, data: list[str], mu: str, output: Path) -> dict[str, Any]:
+def measure(evaluation: str, head: Path, data: list[str], mu: str, removed: int, output: Path) -> dict[str, Any]:
     """What an evaluation of a head says at a strength; rivals only where something is removed."""
     folder = output / head.name / f"{evaluation}-mu-{mu}"
-    if not (folder / "summary.json").exists():
-        options = ["--mu", mu, "--output", str(folder), "--quiet", "--method", "soap"]
-        if rank(head, mu):
-            options += [f"--method={rival}" for rival in RIVALS]
-        soap_hf("evaluate", evaluation, str(head), *data, *options)
-    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    methods = [f"--method={method}" for method in ("soap", *(RIVALS if removed else ()))]
+    command = ["evaluate", evaluation, str(head), *data, "--mu", mu, *methods]
+    command += ["--output", str(folder), "--overwrite", "--quiet"]
+    summary = folder / "summary.json"
+    if summary.exists() and summary.stat().st_mtime > (head / "config.json").stat().st_mtime:
+        found = json.loads(summary.read_text(encoding="utf-8"))
+        if found["command"] == command_line(command):
+            return found
+    run(command)
+    return json.loads(summary.read_text(encoding="utf-8"))
 
 
 def rank(head: Path, mu: str) -> int:
     """How many directions a head removes at a strength."""
-    from soap_hf import SOAPStatistics
+    source = HeadSource(str(head), {})
+    config = read_config(source)
+    layer = config.layers[-1]
+    statistics = read_statistics(source, config).get(layer)
+    if statistics is None:
+        raise SOAPError(f"{head} has no statistics, which another strength needs; fit it again.")
+    try:
+        strength = mu if mu == "auto" else float(mu)
+    except ValueError:
+        raise SOAPError(f"{mu!r} is no strength; give numbers, or auto.") from None
+    return statistics.projection(strength, config.tau, config.threshold).rank
 
-    return SOAPStatistics.load(head / "statistics.safetensors").projection("auto" if mu == "auto" else float(mu)).rank
 
-
-def soap_hf(*arguments: str) -> None:
-    """Runs a command of `soap-hf` in this process, which saves loading everything again."""
-    sys.argv = ["soap-hf", *arguments]
-    print("$", *sys.argv, file=sys.stderr, flush=True)
-    app(list(arguments), standalone_mode=False)
+def run(command: list[str]) -> None:
+    """A command of `soap-hf`, in this process, which saves loading everything again."""
+    sys.argv = ["soap-hf", *command]  # from which the evaluation notes its command
+    print("$", command_line(command), file=sys.stderr, flush=True)
+    app(command, standalone_mode=False)
 
 
 def table(found: dict[tuple[str, str], dict[str, Any]], metric: str) -> Iterator[str]:
@@ -99,7 +129,7 @@ def difference(summary: dict[str, Any], arm: str, metric: str) -> str:
 
 def decimals(value: float | None) -> str:
     """Three of them, without a zero in front."""
-    return "" if value is None else f"{value:.3f}".replace("0.", ".", 1)
+    return "" if value is None else re.sub(r"^(-?)0\.", r"\1.", f"{value:.3f}")
 
 
 if __name__ == "__main__":

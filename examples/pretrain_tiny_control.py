@@ -6,8 +6,9 @@ each other among those of all others. Both scripts take the same options for dat
     pip install pytorch-metric-learning
     python examples/pretrain_tiny_control.py --data photos/ --color_jitter 0.4 --grayscale 0.2 --output_dir control
 
-A step sees `--per_device_train_batch_size` images twice. The output folder gets the encoder as a float16 `ViTModel`
-with its image processor, the loss by step in `training_log.json`, and its curve.
+A step sees `--per_device_train_batch_size` images twice, and compares those of one process. The output folder gets the
+encoder as a float16 `ViTModel` with its image processor, the loss by step in `training_log.json`, and its curve;
+`AutoModel.from_pretrained("control", add_pooling_layer=False)` loads it without a random pooler.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -24,7 +25,7 @@ from pretraining import (
     check_shares,
     check_widths,
     collate,
-    fill_positions,
+    initialise_embeddings,
     load_images,
     make_processor,
     run,
@@ -46,6 +47,13 @@ class ContrastArguments(EncoderArguments):
 
     projection_size: int = field(default=128, metadata={"help": "Width of the vectors that are compared."})
     temperature: float = field(default=0.2, metadata={"help": "Cosines are divided by it."})
+
+
+@dataclass
+class ContrastTrainingArguments(PretrainingArguments):
+    """As for the masked autoencoder, but a last batch of fewer images, which would be an easier task, is left out."""
+
+    dataloader_drop_last: bool = field(default=True, metadata={"help": "Leave out a last batch of fewer images."})
 
 
 class TwoViewEncoder(nn.Module):
@@ -71,8 +79,9 @@ class TwoViewEncoder(nn.Module):
         self.criterion = SelfSupervisedLoss(SupConLoss(temperature=temperature))
 
     def forward(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        """Loss of a batch `(2 B, 3, H, W)`: the first views of `B` images, then the second ones."""
-        first, second = self.projector(self.encoder(pixel_values).last_hidden_state[:, 0]).chunk(2)
+        """Loss of a batch `(B, 2, 3, H, W)`: two views an image."""
+        views = self.encoder(pixel_values.flatten(0, 1)).last_hidden_state[:, 0]
+        first, second = self.projector(views).unflatten(0, (-1, 2)).unbind(dim=1)
         return {"loss": self.contrast(first, second)}
 
     @torch.compiler.disable
@@ -88,21 +97,25 @@ def build_encoder(arguments: ContrastArguments) -> ViTModel:
     check_widths(arguments, ["hidden_size"])
     shape = {name: value for name, value in asdict(arguments).items() if hasattr(EncoderArguments, name)}
     encoder = ViTModel(ViTConfig(**shape, intermediate_size=4 * arguments.hidden_size), add_pooling_layer=False)
-    fill_positions(encoder.embeddings.position_embeddings)
-    encoder.embeddings.position_embeddings.requires_grad_(False)
+    initialise_embeddings(encoder.embeddings, encoder.config.initializer_range)
     return encoder
 
 
-def pretrain(data: DataArguments, contrast: ContrastArguments, training: PretrainingArguments) -> None:
+def pretrain(data: DataArguments, contrast: ContrastArguments, training: ContrastTrainingArguments) -> None:
     """Trains an encoder by contrast and saves it, its image processor and the loss log."""
     if SupConLoss is None:
         raise PretrainingError("The loss comes from pytorch-metric-learning: pip install pytorch-metric-learning.")
-    if training.per_device_train_batch_size < 2:
-        raise PretrainingError("Images are told apart from others of their batch: it has to hold 2 or more.")
+    if contrast.temperature <= 0 or contrast.projection_size < 1:
+        raise PretrainingError("temperature has to be above 0 and projection_size at least 1.")
     check_shares(data)
     set_seed(training.seed)
     encoder, processor = build_encoder(contrast), make_processor(contrast.image_size)
     images = load_images(data.data, data.image_column)
+    if not 2 <= training.train_batch_size <= len(images):
+        raise PretrainingError(
+            "per_device_train_batch_size has to be 2 or more, since images are told apart from others of their batch, "
+            f"and at most {len(images)}, the number of images."
+        )
     model = TwoViewEncoder(encoder, contrast.projection_size, contrast.temperature)
     collator = partial(collate, processor=processor, arguments=data, views=2)
     trainer = Trainer(model=model, args=training, train_dataset=images, data_collator=collator)
@@ -115,7 +128,7 @@ def pretrain(data: DataArguments, contrast: ContrastArguments, training: Pretrai
 
 def main(arguments: list[str] | None = None) -> None:
     """Trains with arguments from the command line."""
-    run(pretrain, arguments, [DataArguments, ContrastArguments, PretrainingArguments], __doc__)
+    run(pretrain, arguments, [DataArguments, ContrastArguments, ContrastTrainingArguments], __doc__)
 
 
 if __name__ == "__main__":

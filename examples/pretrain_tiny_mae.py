@@ -27,6 +27,7 @@ from pretraining import (
     check_widths,
     collate,
     fill_positions,
+    initialise_embeddings,
     load_images,
     make_processor,
     run,
@@ -65,19 +66,11 @@ def make_config(model: ModelArguments) -> ViTMAEConfig:
 
 
 def build_model(config: ViTMAEConfig) -> ViTMAEForPreTraining:
-    """Builds a masked autoencoder with random weights and fixed position embeddings.
-
-    transformers 5.23 leaves the position embeddings of encoder and decoder, the CLS token and the mask token at zero
-    when it builds a ViT-MAE from a configuration. Such a model never learns where a patch is, and the layer norm of an
-    all-zero CLS token has gradients of several hundred. Here they start as in the original ViT-MAE.
-    """
+    """Builds a masked autoencoder with random weights and fixed position embeddings, those of the decoder too."""
     model = ViTMAEForPreTraining(config)
-    embeddings, decoder = model.vit.embeddings, model.decoder
-    fill_positions(embeddings.position_embeddings)
-    fill_positions(decoder.decoder_pos_embed)
-    nn.init.normal_(embeddings.cls_token, std=config.initializer_range)
-    nn.init.normal_(decoder.mask_token, std=config.initializer_range)
-    nn.init.xavier_uniform_(embeddings.patch_embeddings.projection.weight.flatten(1))
+    initialise_embeddings(model.vit.embeddings, config.initializer_range)
+    fill_positions(model.decoder.decoder_pos_embed)
+    nn.init.normal_(model.decoder.mask_token, std=config.initializer_range)
     return model
 
 

@@ -150,11 +150,12 @@ def collate(
 ) -> dict[str, Tensor]:
     """Stacks random views of the examples, normalised as `processor` does it, into a batch for the model.
 
-    With several `views` an image the first views of all images come first, then the second ones, and so on.
+    With several `views` an image `pixel_values` has shape `(B, views, 3, size, size)`, else `(B, 3, size, size)`.
     """
     size = processor.size["height"]
     images = [image for example in examples for image in example.values()]
-    drawn = torch.stack([random_view(image, size, arguments) for _ in range(views) for image in images])
+    drawn = torch.stack([random_view(image, size, arguments) for image in images for _ in range(views)])
+    drawn = drawn if views == 1 else drawn.unflatten(0, (-1, views))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
     return {"pixel_values": (drawn * processor.rescale_factor - mean) / std}
 
@@ -196,6 +197,23 @@ def fill_positions(position_embeddings: nn.Parameter) -> None:
     side = math.isqrt(tokens - 1)
     rows, columns = build_2d_sinusoidal_position_embedding(side, side, width, cls_token=True).chunk(2, dim=1)
     position_embeddings.copy_(torch.cat([columns, rows], dim=1))
+
+
+@torch.no_grad()
+def initialise_embeddings(embeddings: nn.Module, std: float) -> None:
+    """Starts the embeddings of a ViT or a ViT-MAE as the original ViT-MAE does, in place: positions are never trained.
+
+    transformers 5.23 leaves positions and CLS token of a ViT-MAE that is built from a configuration at zero. Such a
+    model never learns where a patch is, and the layer norm of an all-zero CLS token has gradients of several hundred.
+
+    Args:
+        embeddings (`nn.Module`): of the encoder.
+        std (`float`): standard deviation of the CLS token.
+    """
+    fill_positions(embeddings.position_embeddings)
+    embeddings.position_embeddings.requires_grad_(False)
+    nn.init.normal_(embeddings.cls_token, std=std)
+    nn.init.xavier_uniform_(embeddings.patch_embeddings.projection.weight.flatten(1))
 
 
 def make_processor(image_size: int) -> ViTImageProcessorPil:

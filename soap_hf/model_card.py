@@ -48,7 +48,7 @@ def write_card(
     Raises:
         OutputError: the old card's metadata is not YAML.
     """
-    results = _results(folder)
+    results = _results(config, folder)
     card = ModelCard.from_template(
         _metadata(config, name, license, results), template_str=_template(), **_words(config, folder, name, results)
     )
@@ -155,11 +155,16 @@ def _words(config: SOAPConfig, folder: Path, name: str, results: list[dict[str, 
     }
 
 
-def _results(folder: Path) -> list[dict[str, Any]]:
-    """What `soap-hf evaluate … --output HEAD/evaluation/NAME` has written beside a head: a row a metric."""
+def _results(config: SOAPConfig, folder: Path) -> list[dict[str, Any]]:
+    """What `soap-hf evaluate … --output HEAD/evaluation/NAME` has written beside a head: a row a metric.
+
+    Those of another strength are not the head's.
+    """
     rows = []
     for path in sorted((folder / EVALUATIONS_FOLDER).glob("*/summary.json")):
         summary = json.loads(path.read_text(encoding="utf-8"))
+        if summary["settings"].get("mu", config.mu) != config.mu:
+            continue
         raw, clean, differences = (summary[key].get(arm, {}) for key, arm in ARMS)
         rows += [
             {

@@ -80,6 +80,15 @@ def test_another_strength(run, head, photographs, tmp_path, mu, rank):
     assert found["settings"]["mu"] == (mu if mu == "auto" else float(mu))
 
 
+def test_only_the_heads_own_strength_reaches_its_card(run, head, photographs):
+    for name, options in (("other", ("--mu", "3")), ("own", ())):
+        output = head / "evaluation" / name
+        status, _, err = run("evaluate", "position", head, photographs, *options, "--output", output, "--quiet")
+        assert (status, err) == (0, "")
+        found = json.loads((output / "summary.json").read_text(encoding="utf-8"))["means"]["soap"]["share"]
+        assert (f"{found:.6f}" in (head / "README.md").read_text(encoding="utf-8")) == (name == "own")
+
+
 def test_knn(run, head, colours, tmp_path):
     status, out, err = run("evaluate", "knn", head, colours, "--k", 1, "--k", 3, *ARMS, "--output", "out", "--quiet")
     assert (status, err) == (0, "")

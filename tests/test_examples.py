@@ -35,6 +35,27 @@ def test_a_tower_is_attached_folded_and_unfolded():
     assert float(unfolded.split()[-1].rstrip(".")) < 1e-5
 
 
+def test_heads_are_compared_at_every_strength(tmp_path):
+    head = str(EXAMPLES / "soap-vit-mae-tiny")
+    arguments = ["mim_against_control.py", head, "--strengths", "2", "auto", "--output", str(tmp_path)]
+    arguments += ["--position", str(EXAMPLES / "photos/heldout")]
+    first = run_example(*arguments).splitlines()
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")}
+    assert len(written) == 2
+    second = run_example(*arguments)  # nothing is measured again …
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.json")} == written
+    tables = [line for line in first if line.startswith("|")]
+    assert tables == [line for line in second.splitlines() if line.startswith("|")]
+    share = [line.split("|")[2:6] for line in tables[2:4]]
+    (mu, removed, raw, soap), (_, more, same, less) = ([cell.strip() for cell in row] for row in share)
+    assert (mu, removed) == ("2", "2")
+    assert int(more) > 2
+    assert raw == same
+    assert float(less.split("**")[1]) < float(soap.split("**")[1]) < float(raw)
+    run_example(*arguments[:-2], "--position", str(EXAMPLES / "photos/fit"))  # … but of other images, it is
+    assert all(path.stat().st_mtime_ns > then for path, then in written.items())
+
+
 def test_the_notebook_runs():
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")

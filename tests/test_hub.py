@@ -524,7 +524,8 @@ def test_fit_and_push_in_two_processes(hub, backbone, photos, tmp_path):
     assert len(hub.store[REPO].commits) == 2  # that of creation and the push
     assert hub.token not in done.stdout + done.stderr
     pulled, alone = AutoModel.from_pretrained(REPO), tmp_path / "alone"
-    CliRunner().invoke(app, ["fit", BACKBONE, str(photos), *options, "--output", str(alone), "--quiet"])
+    single = CliRunner().invoke(app, ["fit", BACKBONE, str(photos), *options, "--output", str(alone), "--quiet"])
+    assert single.exit_code == 0, single.output
     projections = [model.projections["-1"].matrix() for model in (pulled, AutoModel.from_pretrained(alone))]
     torch.testing.assert_close(*projections, rtol=0, atol=1e-3)
 

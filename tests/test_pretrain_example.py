@@ -18,6 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, ViTMAEForPreTraining, ViTMAEModel, ViTModel
 
+from tests.conftest import noise_image
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPT = EXAMPLES / "pretrain_tiny_mae.py"
 PHOTOS = EXAMPLES / "photos" / "fit"
@@ -213,6 +215,12 @@ def test_unfilled_positions_are_refused(script: ModuleType, part: str) -> None:
         script.check_positions(model)
 
 
+TOO_SMALL_OR_LARGE = (
+    "per_device_train_batch_size has to be 2 or more, since images are told apart from others of their batch, and at "
+    "most 64, the number of images."
+)
+
+
 def views_like(shared: ModuleType, **options: float) -> Any:
     """Arguments of random views."""
     return shared.DataArguments(data=[], **options)
@@ -251,21 +259,29 @@ def test_batches_are_normalised_like_the_processor(shared: ModuleType) -> None:
     torch.testing.assert_close(batch, expected, atol=1e-5, rtol=0)
 
 
-def test_views_of_one_image_lie_a_batch_apart(shared: ModuleType) -> None:
-    images = [{"image": Image.new("RGB", (9, 9), (level, level, level))} for level in (0, 100, 200)]
+def test_views_of_one_image_are_drawn_anew(shared: ModuleType) -> None:
+    images = [{"image": noise_image(seed)} for seed in range(3)]
     batch = shared.collate(images, shared.make_processor(8), views_like(shared), views=2)["pixel_values"]
-    assert batch.shape == (6, 3, 8, 8)
-    assert torch.equal(batch[:3], batch[3:])
+    assert batch.shape == (3, 2, 3, 8, 8)
+    assert not torch.equal(batch[:, 0], batch[:, 1])
+    flat = [{"image": Image.new("RGB", (9, 9), (level, level, level))} for level in (0, 100, 200)]
+    batch = shared.collate(flat, shared.make_processor(8), views_like(shared), views=2)["pixel_values"]
+    assert torch.equal(batch[:, 0], batch[:, 1])
     assert not torch.equal(batch[0], batch[1])
 
 
 def test_control_trains_and_loads(control: ModuleType, tmp_path: Path) -> None:
     pytest.importorskip("pytorch_metric_learning")
-    arguments = ["--data", str(PHOTOS), "--output_dir", str(tmp_path), *ENCODER, *TRAINING, "--max_steps", "6"]
-    control.main([*arguments, "--color_jitter", "0.4", "--learning_rate", "5e-3"])
+    arguments = ["--data", str(PHOTOS), *ENCODER, *TRAINING, "--max_steps", "6", "--color_jitter", "0.4"]
+    options = ["--learning_rate", "5e-3", "--save_total_limit", "2"]
+    control.main([*arguments, "--output_dir", str(tmp_path), *options, "--save_steps", "4"])
     found = losses(tmp_path)
     assert len(found) == 6
     assert min(found[3:]) < found[0]
+    again = tmp_path / "again"
+    resumed = ["--resume_from_checkpoint", str(tmp_path / "checkpoint-4")]
+    control.main([*arguments, "--output_dir", str(again), *options, *resumed])
+    assert losses(again) == pytest.approx(found, rel=1e-5)
     encoder, report = AutoModel.from_pretrained(tmp_path, add_pooling_layer=False, output_loading_info=True)
     assert (type(encoder), encoder.dtype) == (ViTModel, torch.float16)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
@@ -281,6 +297,14 @@ def test_control_has_the_shape_and_the_positions_of_the_autoencoder(script: Modu
     positions = [model.embeddings.position_embeddings for model in (autoencoder, encoder)]
     assert torch.equal(*positions)
     assert not any(each.requires_grad for each in positions)
+    spreads = [
+        [
+            weights.std().item()
+            for weights in (model.embeddings.patch_embeddings.projection.weight, model.embeddings.cls_token)
+        ]
+        for model in (autoencoder, encoder)
+    ]
+    torch.testing.assert_close(*map(torch.tensor, spreads), rtol=0.2, atol=0)
 
 
 def test_contrast_is_the_loss_of_simclr(control: ModuleType) -> None:
@@ -301,10 +325,9 @@ def test_contrast_is_the_loss_of_simclr(control: ModuleType) -> None:
         ("--hidden_size 90", "hidden_size 90 has to be a multiple of 4, for sines and cosines."),
         ("--smallest_crop 0", "smallest_crop 0.0 has to be above 0 and at most 1."),
         ("--color_jitter 2", "color_jitter 2.0 has to lie between 0 and 1."),
-        (
-            "--per_device_train_batch_size 1",
-            "Images are told apart from others of their batch: it has to hold 2 or more.",
-        ),
+        ("--temperature 0", "temperature has to be above 0 and projection_size at least 1."),
+        ("--per_device_train_batch_size 1", TOO_SMALL_OR_LARGE),
+        ("--per_device_train_batch_size 65", TOO_SMALL_OR_LARGE),
     ],
 )
 def test_bad_input_of_the_control(control: ModuleType, tmp_path: Path, options: str, sentence: str) -> None:

@@ -97,5 +97,7 @@ class Comparison:
             "layer": self.layer,
             "image_size": list(self.preprocess.size),
             "mu": config.mu,
+            "tau": config.tau,
+            "threshold": config.threshold,
             "ranks": {name: arm.rank for name, arm in self.arms.items()},
         }

@@ -54,7 +54,7 @@ def main(
 
 def as_table(comparison: Comparison) -> Table:
     """Seconds first, then ratios."""
-    table = Table("", "median", "aim", title=comparison.title)
+    table = Table("", "", "aim", title=comparison.title)
     for name, seconds in comparison.seconds.items():
         table.add_row(name, f"{seconds * 1e3:.3f} ms", "")
     for name, megabytes in comparison.megabytes.items():
