@@ -43,6 +43,7 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--knn", nargs=1, default=[], metavar="CLASSES", help="data set with train and test split")
     parser.add_argument("--saliency", nargs=2, default=[], metavar=("IMAGES", "MASKS"), help="folders")
     parser.add_argument("--image-size", help="of the saliency, e.g. 112; default: each image has its own")
+    parser.add_argument("--centred", action="store_true", help="saliency of tokens less the fit's mean token")
     parser.add_argument("--strengths", nargs="+", default=STRENGTHS, metavar="MU", help="default: %(default)s")
     parser.add_argument("--output", type=Path, required=True, help="folder for the results")
     arguments = parser.parse_args(given)
@@ -59,8 +60,9 @@ def compare(arguments: argparse.Namespace) -> None:
     ranks = {(head, mu): rank(head, mu) for head in arguments.heads for mu in arguments.strengths}
     for evaluation, metrics in METRICS.items():
         data = getattr(arguments, evaluation)
-        if data and evaluation == "saliency" and arguments.image_size:
-            data = [*data, "--image-size", arguments.image_size]
+        if data and evaluation == "saliency":
+            size = ["--image-size", arguments.image_size] if arguments.image_size else []
+            data = [*data, *size, *(["--centred"] if arguments.centred else [])]
         if data:
             found = {
                 (head.name, mu): measure(evaluation, head, data, mu, removed, arguments.output)

@@ -55,6 +55,9 @@ def saliency(
             parser=parse_image_size, metavar="SIZE|HxW", help="Resize all images; default: each has its own size."
         ),
     ] = None,
+    centred: Annotated[
+        bool, typer.Option("--centred", help="Take the fit's mean token away first, in all arms.")
+    ] = False,
     same_size: SameSize = False,
     bilateral: Annotated[
         bool, typer.Option("--bilateral/--no-bilateral", help="Measure after refinement by the bilateral solver, too.")
@@ -79,7 +82,8 @@ def saliency(
         opened, mask_column=mask_column, num_images=num_images, resize_masks=not same_size, **reading(options)
     )
     comparison = compare(head, options | {"image_size": image_size})
-    found = evaluate_saliency(comparison, examples, bilateral=bilateral, image_size=image_size, **running(options))
+    shown = {"bilateral": bilateral, "image_size": image_size, "centred": centred}
+    found = evaluate_saliency(comparison, examples, **shown, **running(options))
     finish(found, options, head, dataset)
 
 

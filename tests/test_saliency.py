@@ -10,8 +10,8 @@ import torch
 from datasets import Dataset
 from PIL import Image
 
-from soap_hf import SOAPModelWrapper, SOAPProjection
-from soap_hf.errors import BackboneError, DataError, NonFiniteTokensError
+from soap_hf import SOAPModelWrapper, SOAPProjection, SOAPStatistics
+from soap_hf.errors import BackboneError, DataError, HeadError, NonFiniteTokensError
 from soap_hf.evaluation import salient_object
 from soap_hf.evaluation.bilateral_solver import BilateralGrid
 from soap_hf.evaluation.comparison import Comparison
@@ -55,6 +55,25 @@ def model(vit, projection, processor):
 @pytest.fixture
 def comparison(model):
     return Comparison.of(model)
+
+
+def test_tokens_that_all_point_one_way_are_divided_once_centred(vit, projection, processor):
+    torch.nn.init.zeros_(vit.embeddings.position_embeddings)
+    vit.layernorm.bias.data[0] = 1000
+    model = SOAPModelWrapper.from_backbone(vit, projection, image_processor=processor)
+    images = processor([image for image, _ in map(scene, BOXES)], return_tensors="pt")
+    with torch.no_grad():
+        tokens = model.patch_tokens(images["pixel_values"], raw=True)
+    without = Comparison.of(model)
+    with pytest.raises(HeadError, match="without statistics"):
+        evaluated(without, centred=True)
+    model.set_statistics({-1: SOAPStatistics.from_tokens(tokens, tokens)})
+    comparison = Comparison.of(model)
+    assert evaluated(comparison).summary["counts"]["undivided_raw"] == 3
+    centred = evaluated(comparison, centred=True).summary
+    assert centred["counts"]["undivided_raw"] == 0
+    assert centred["means"]["raw"]["iou"] > 0.9
+    assert centred["settings"]["centred"]
 
 
 def test_planted_objects_are_found(comparison):

@@ -114,9 +114,18 @@ def _zero_image(model: SOAPModelWrapper, layer: int, rank: int, preprocess: Imag
     return SOAPProjection(directions[:rank].T, torch.ones(rank)).to(model.device)
 
 
-def _top_pc(model: SOAPModelWrapper, layer: int, rank: int, preprocess: ImagePreprocessor) -> SOAPProjection:
+def layer_statistics(model: SOAPModelWrapper, layer: int) -> SOAPStatistics:
+    """What the fit learned of one layer.
+
+    Raises:
+        HeadError: the head was saved without statistics.
+    """
     statistics = model.statistics
-    single = statistics if isinstance(statistics, SOAPStatistics) else statistics[layer]
+    return statistics if isinstance(statistics, SOAPStatistics) else statistics[layer]
+
+
+def _top_pc(model: SOAPModelWrapper, layer: int, rank: int, preprocess: ImagePreprocessor) -> SOAPProjection:
+    single = layer_statistics(model, layer)
     columns = {number: column for column, number in enumerate(single.component_indices.tolist())}
     absent = [number for number in range(rank) if number not in columns]
     if absent:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..errors import DataError
+from .arms import layer_statistics
 from .bilateral_solver import BilateralGrid, largest_region
 from .comparison import Comparison
 from .examples import Example, Examples, short_names
@@ -53,6 +54,7 @@ def evaluate_saliency(
     *,
     bilateral: bool = True,
     image_size: tuple[int, int] | None = None,
+    centred: bool = False,
     progress: bool = True,
     command: str | None = None,
 ) -> Results:
@@ -68,6 +70,8 @@ def evaluate_saliency(
         examples ([`Examples`]): images with masks, as `object_in_mask` reads them.
         bilateral (`bool`, defaults to `True`): measure after refinement by the fast bilateral solver, too.
         image_size (`(height, width)`, *optional*): resize all images to that, for a backbone that takes no other.
+        centred (`bool`, defaults to `False`): take the fit's mean token from the raw tokens first, before any arm, for
+            a backbone whose tokens have one direction in common that links every patch to every other.
         progress (`bool`, defaults to `True`): show a bar.
         command (`str`, *optional*): noted in the summary.
 
@@ -79,14 +83,16 @@ def evaluate_saliency(
 
     Raises:
         DataError: an example has no mask.
+        HeadError: `centred`, but the head was saved without statistics.
         BackboneError: the backbone cannot take the size of an image.
         NonFiniteTokensError: a token holds NaN or Inf.
     """
+    offset = layer_statistics(comparison.model, comparison.layer).mean if centred else None
     prepare = partial(_pair, stride=patch_stride(comparison), image_size=image_size)
     names, measured = [], []
     for (one,) in examples.batches(prepare, progress=progress):
         names.append(one.name)
-        measured.append(_measure(comparison, one.value, bilateral))
+        measured.append(_measure(comparison, one.value, bilateral, offset))
     names = short_names(names)
     noted = {
         kind: [name for name, one in zip(names, measured, strict=True) if kind in one.noted]
@@ -107,6 +113,7 @@ def evaluate_saliency(
             **comparison.settings(),
             "image_size": "own" if image_size is None else list(image_size),
             "bilateral": bilateral,
+            "centred": centred,
         },
         command=command,
     )
@@ -134,10 +141,12 @@ def _pair(example: Example, stride: int, image_size: tuple[int, int] | None) -> 
     return Pair(np.array(example.image), rgb, shrunk, object_in_mask(example.mask))
 
 
-def _measure(comparison: Comparison, pair: Pair, bilateral: bool) -> Measured:
+def _measure(comparison: Comparison, pair: Pair, bilateral: bool, offset: Tensor | None) -> Measured:
     values: dict[tuple[str, str], float | np.ndarray] = {}
     noted = ["empty_masks"] * (not pair.truth.any()) + ["shrunk_images"] * pair.shrunk
     raw = raw_grid(comparison, pair.rgb)
+    if offset is not None:
+        raw = raw - offset.to(raw)
     grid = BilateralGrid(pair.image) if bilateral else None
     for arm, projection in comparison.arms.items():
         mask = coarse_mask(projection(raw), pair.truth.shape)
