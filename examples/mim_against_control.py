@@ -31,7 +31,7 @@ RIVALS = ("zero-image", "top-pc")
 METRICS = {
     "position": ("share", "row_r2", "column_r2"),
     "knn": ("cls_k10", "mean_k1", "mean_k10", "cls_mean_k10"),
-    "saliency": ("iou", "iou_bilateral", "max_f_bilateral"),
+    "saliency": ("iou", "iou_bilateral", "max_f_bilateral", "accuracy_bilateral", "s_measure_bilateral"),
 }
 """Those that a table is printed of; the files hold all."""
 

@@ -4,7 +4,8 @@
 
 The backbone is a tiny ViT-MAE (examples/vit-mae-tiny/README.md). The head is fitted on examples/photos/fit, then
 checked on examples/photos/heldout, which the fit did not see: how much of the variance of the patch tokens does their
-position explain, before and after?
+position explain, before and after? Last, the scores of a masked autoencoder beside those of its control, the same
+network trained on the same images without masking (examples/matched-pair/README.md).
 """
 
 import argparse
@@ -12,11 +13,14 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from rich.console import Console
+from rich.table import Table
 from transformers import AutoModel, pipeline
 from transformers.utils import logging
 
-from soap_hf import fit_soap
+from soap_hf import SOAPModelWrapper, fit_soap
 from soap_hf.evaluation import position_variance_share
+from soap_hf.semantic_invariance import NEGLIGIBLE_WEIGHT
 
 HERE = Path(__file__).parent
 
@@ -28,7 +32,7 @@ def main() -> None:
     logging.disable_progress_bar()
 
     print("Fitting on 64 photographs and 64 synthetic images …")
-    model = fit_soap(HERE / "vit-mae-tiny", HERE / "photos" / "fit")
+    model = fit_soap(HERE / "vit-mae-tiny", HERE / "photos" / "fit", num_images=64)
     model.save_pretrained(output)
     size = (output / "model.safetensors").stat().st_size
     print(f"\nSaved to {output}: a head of {size / 1000:.1f} kB; the backbone stays where it is.")
@@ -55,6 +59,31 @@ def main() -> None:
         f"  before {before:.1%}\n  after  {after:.1%}\n"
         f"  (tokens that know nothing of their position would give about 1/{len(pixels)} = {1 / len(pixels):.1%})"
     )
+
+    print("\nFitting on two networks of one shape that saw the same images, trained with and without masking …")
+    logging.set_verbosity_error()  # no report of the control's pooler, which patch tokens do not use
+    pair = {"masked autoencoder": "vit-mae", "control without masking": "vit-simclr"}
+    print_side_by_side(
+        {
+            name: fit_soap(HERE / "matched-pair" / folder, HERE / "photos" / "fit", num_images=64, progress=False)
+            for name, folder in pair.items()
+        }
+    )
+
+
+def print_side_by_side(models: dict[str, SOAPModelWrapper]) -> None:
+    """The leading scores of several models, and what is removed."""
+    threshold = next(iter(models.values())).config.threshold
+    table = Table(title=f"Semantic invariance; above {threshold:g} a component is removed")
+    table.add_column("rank", justify="right")
+    for name, model in models.items():
+        table.add_column(f"{name}: {model.config.ranks[0]} removed", justify="right")
+    for rank, rows in enumerate(zip(*(model.config.components[0] for model in models.values()), strict=False)):
+        scores = [f"{row['score']:.3f}" for row in rows]
+        removed = [row["weight"] > NEGLIGIBLE_WEIGHT for row in rows]
+        cells = [f"removed  {score}" if gone else score for score, gone in zip(scores, removed, strict=True)]
+        table.add_row(str(rank), *cells)
+    Console().print(table)
 
 
 def heldout_pixels(model: torch.nn.Module) -> torch.Tensor:

@@ -88,6 +88,7 @@ class TokenPasses:
             self.cache, num_probes = TokenCache(PROBE_IMAGES), PROBE_IMAGES
         else:
             self.cache, num_probes = plan_cache(shapes, options.token_cache, reader.step_size)
+            self.cache.halve_if_more_than_whole(reader.sample.available or 0)  # now, rather than a cache full of them
         self.probe, self._probed = TokenCache(num_probes), False
         device = next(iter(shapes.values())).device
         products = torch.float64 if device.type == "cpu" else torch.float32  # few accelerators are fast in float64

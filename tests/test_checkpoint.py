@@ -265,6 +265,15 @@ def test_a_signal_writes_a_checkpoint_and_leaves_with_a_message(fit, vit, path, 
     assert_equal(fit(resume=True).statistics, whole.statistics)
 
 
+@pytest.fixture
+def _interruptible():
+    """SIGINT raises KeyboardInterrupt, also in a process that a shell has started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_without_a_checkpoint_signals_do_what_they_always_do(fit, vit):
     vit.layernorm.register_forward_hook(lambda *_: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):

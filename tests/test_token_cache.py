@@ -114,3 +114,17 @@ def test_16_bits_move_the_leading_scores_by_less_than_a_thousandth(mae_folder, p
     assert halved.num_real == 64
     assert not torch.equal(halved.real_response, whole.real_response)
     assert (halved.scores - whole.scores)[:24].abs().max() < 1e-3
+
+
+def test_a_sample_that_will_not_fit_is_in_16_bits_from_the_first_batch(mae_folder, photos, monkeypatch):
+    dtypes, add = [], TokenCache.add
+
+    def note(cache, tokens, positions):
+        add(cache, tokens, positions)
+        dtypes.append(cache._batches[0][1][-1].values.dtype)
+
+    monkeypatch.setattr(TokenCache, "add", note)
+    for budget, expected in (("2.5MB", torch.float16), ("4MB", torch.float32)):
+        dtypes.clear()
+        fit_soap(mae_folder, photos, token_cache=budget, batch_size=8, progress=False)
+        assert set(dtypes) == {expected}
