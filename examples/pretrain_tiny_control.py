@@ -13,7 +13,6 @@ encoder as a float16 `ViTModel` with its image processor, the loss by step in `t
 
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 
 import torch
 from pretraining import (
@@ -29,8 +28,7 @@ from pretraining import (
     load_images,
     make_processor,
     run,
-    save_encoder,
-    save_log,
+    train_and_save,
 )
 from torch import Tensor, nn
 from transformers import Trainer, ViTConfig, ViTModel, set_seed
@@ -119,11 +117,7 @@ def pretrain(data: DataArguments, contrast: ContrastArguments, training: Contras
     model = TwoViewEncoder(encoder, contrast.projection_size, contrast.temperature)
     collator = partial(collate, processor=processor, arguments=data, views=2)
     trainer = Trainer(model=model, args=training, train_dataset=images, data_collator=collator)
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    if trainer.is_world_process_zero():
-        folder = Path(training.output_dir)
-        save_log(trainer, folder)
-        save_encoder(encoder, processor, folder)
+    train_and_save(trainer, encoder, processor)
 
 
 def main(arguments: list[str] | None = None) -> None:

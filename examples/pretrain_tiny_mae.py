@@ -15,7 +15,6 @@ that `AutoModel.from_pretrained("tiny-mae")` loads it, and the loss by step in `
 
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 
 from pretraining import (
     DataArguments,
@@ -31,8 +30,7 @@ from pretraining import (
     load_images,
     make_processor,
     run,
-    save_encoder,
-    save_log,
+    train_and_save,
 )
 from torch import nn
 from transformers import Trainer, ViTMAEConfig, ViTMAEForPreTraining, set_seed
@@ -104,11 +102,7 @@ def pretrain(data: DataArguments, model_arguments: ModelArguments, training: Pre
     check_positions(model)
     collator = partial(collate, processor=processor, arguments=data)
     trainer = ResumableTrainer(model=model, args=training, train_dataset=images, data_collator=collator)
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    if trainer.is_world_process_zero():
-        folder = Path(training.output_dir)
-        save_log(trainer, folder)
-        save_encoder(model.vit, processor, folder)
+    train_and_save(trainer, model.vit, processor)
 
 
 def main(arguments: list[str] | None = None) -> None:

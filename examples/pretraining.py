@@ -262,6 +262,15 @@ def save_encoder(encoder: PreTrainedModel, processor: ViTImageProcessorPil, fold
     processor.save_pretrained(folder)
 
 
+def train_and_save(trainer: Trainer, encoder: PreTrainedModel, processor: ViTImageProcessorPil) -> None:
+    """Trains, and writes the encoder, its image processor, the loss log and its curve to the output folder."""
+    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
+    if trainer.is_world_process_zero():
+        folder = Path(trainer.args.output_dir)
+        save_log(trainer, folder)
+        save_encoder(encoder, processor, folder)
+
+
 def run(
     pretrain: Callable[..., None], arguments: list[str] | None, kinds: list[type], description: str | None
 ) -> None:

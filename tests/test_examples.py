@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from soap_hf import fit_soap
 from tests.conftest import EXAMPLES
 
 
@@ -33,6 +34,18 @@ def test_a_tower_is_attached_folded_and_unfolded():
     assert float(attached.split()[-1].rstrip("%.")) > 10
     assert float(folded.split()[-1].rstrip(".")) < 1e-5
     assert float(unfolded.split()[-1].rstrip(".")) < 1e-5
+
+
+def test_masking_leaves_components_that_answer_to_position():
+    tops = {}
+    for folder in ("vit-mae", "vit-simclr"):
+        images = EXAMPLES / "photos/fit"
+        fitted = fit_soap(EXAMPLES / "matched-pair" / folder, images, num_images=64, progress=False).statistics
+        top = int(fitted.scores.argmax())
+        tops[folder] = float(fitted.scores[top]), float(fitted.standard_errors[top])
+    (mim, mim_error), (control, control_error) = tops.values()
+    assert mim - 3 * mim_error > 0.75
+    assert mim - control > 3 * (mim_error + control_error)
 
 
 def test_heads_are_compared_at_every_strength(tmp_path):
