@@ -203,6 +203,8 @@ def _say(noted: dict[str, list[str]]) -> None:
     }
     for kind, which in noted.items():
         if which:
-            reason = reasons.get(kind, f"leave nothing to divide ({kind}), so that the mask found is empty")
+            reason = reasons.get(
+                kind, f"leave nothing to divide ({kind}), so that the mask found is empty (centred may help)"
+            )
             names = ", ".join(which[:5]) + (" …" if len(which) > 5 else "")
             logger.warning(f"{len(which)} images {reason}: {names}.")
