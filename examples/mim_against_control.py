@@ -13,6 +13,7 @@ The results stay in the output folder. A command is not run again if its results
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -49,6 +50,8 @@ def main(given: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(given)
     if len({head.name for head in arguments.heads}) < len(arguments.heads):
         parser.error("two heads have one name; rename a folder, since results are kept by name")
+    if not any(getattr(arguments, evaluation) for evaluation in METRICS):
+        parser.error("nothing to measure; give --position, --knn or --saliency")
     try:
         compare(arguments)
     except (SOAPError, TyperException) as error:
@@ -94,11 +97,13 @@ def rank(head: Path, mu: str) -> int:
     layer = config.layers[-1]
     statistics = read_statistics(source, config).get(layer)
     if statistics is None:
-        raise SOAPError(f"{head} has no statistics, which another strength needs; fit it again.")
+        raise SOAPError(f"{head} has no statistics, from which strengths are made; fit it again.")
     try:
         strength = mu if mu == "auto" else float(mu)
     except ValueError:
-        raise SOAPError(f"{mu!r} is no strength; give numbers, or auto.") from None
+        strength = -1.0
+    if strength != "auto" and not 0 <= strength < math.inf:
+        raise SOAPError(f"{mu!r} is no strength; give numbers from 0 upwards, or auto.")
     return statistics.projection(strength, config.tau, config.threshold).rank
 
 
