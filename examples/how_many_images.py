@@ -18,7 +18,7 @@ from scipy.linalg import subspace_angles
 from transformers.utils import logging
 
 from soap_hf import SOAPStatistics, fit_soap
-from soap_hf.convergence import projector_distance
+from soap_hf.fitting.convergence import projector_distance
 
 NUMBERS = (50, 100, 200, 500, 1000, 2000)
 

@@ -22,13 +22,13 @@ from typing import Any
 
 from typer import TyperException
 
-from soap_hf.cli import app
-from soap_hf.errors import SOAPError
+from soap_hf.cli.app import app
 from soap_hf.evaluation.results import command_line
-from soap_hf.head_files import HeadSource, read_config, read_statistics
+from soap_hf.heads.opening import HeadRecord
+from soap_hf.runtime.errors import SOAPError
 
 STRENGTHS = ("auto", "1", "2", "4", "8")
-RIVALS = ("zero-image", "top-pc")
+BASELINES = ("zero-image", "top-pc")
 METRICS = {
     "position": ("share", "row_r2", "column_r2"),
     "knn": ("cls_k10", "mean_k1", "mean_k10", "cls_mean_k10"),
@@ -78,7 +78,7 @@ def compare(arguments: argparse.Namespace) -> None:
 def measure(evaluation: str, head: Path, data: list[str], mu: str, removed: int, output: Path) -> dict[str, Any]:
     """What an evaluation of a head says at a strength; rivals only where something is removed."""
     folder = output / head.name / f"{evaluation}-mu-{mu}"
-    methods = [f"--method={method}" for method in ("soap", *(RIVALS if removed else ()))]
+    methods = [f"--method={method}" for method in ("soap", *(BASELINES if removed else ()))]
     command = ["evaluate", evaluation, str(head), *data, "--mu", mu, *methods]
     command += ["--output", str(folder), "--overwrite", "--quiet"]
     summary = folder / "summary.json"
@@ -92,10 +92,8 @@ def measure(evaluation: str, head: Path, data: list[str], mu: str, removed: int,
 
 def rank(head: Path, mu: str) -> int:
     """How many directions a head removes at a strength."""
-    source = HeadSource(str(head), {})
-    config = read_config(source)
-    layer = config.layers[-1]
-    statistics = read_statistics(source, config).get(layer)
+    record = HeadRecord.open(head)
+    config, statistics = record.config, record.statistics_by_layer.get(record.config.layers[-1])
     if statistics is None:
         raise SOAPError(f"{head} has no statistics, from which strengths are made; fit it again.")
     try:
@@ -115,22 +113,22 @@ def run(command: list[str]) -> None:
 
 
 def table(found: dict[tuple[str, str], dict[str, Any]], metric: str) -> Iterator[str]:
-    """Lines of a table in Markdown: a row a head and strength, a column an arm."""
-    yield "| head | mu | removed | raw | soap | " + " | ".join(RIVALS) + " |"
-    yield "|---|---|---:|---:|---|" + "---|" * len(RIVALS)
+    """Lines of a table in Markdown: one row per head and strength, one column per method."""
+    yield "| head | mu | removed | raw | soap | " + " | ".join(BASELINES) + " |"
+    yield "|---|---|---:|---:|---|" + "---|" * len(BASELINES)
     for (head, mu), summary in found.items():
         cells = [
-            difference(summary, arm, metric) if metric in summary["means"].get(arm, {}) else ""
-            for arm in ("soap", *RIVALS)
+            difference(summary, method, metric) if metric in summary["means"].get(method, {}) else ""
+            for method in ("soap", *BASELINES)
         ]
         raw = decimals(summary["means"]["raw"].get(metric))
         yield f"| {head} | {mu} | {summary['settings']['ranks']['soap']} | {raw} | " + " | ".join(cells) + " |"
 
 
-def difference(summary: dict[str, Any], arm: str, metric: str) -> str:
-    """An arm's mean and the interval of its difference from raw."""
-    low, high = (summary["differences"][arm][metric][end] for end in ("low", "high"))
-    mean = decimals(summary["means"][arm][metric])
+def difference(summary: dict[str, Any], method: str, metric: str) -> str:
+    """An method's mean and the interval of its difference from raw."""
+    low, high = (summary["differences"][method][metric][end] for end in ("low", "high"))
+    mean = decimals(summary["means"][method][metric])
     return f"{f'**{mean}**' if low > 0 or high < 0 else mean} [{low:+.3f}, {high:+.3f}]"
 
 

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from soap_hf import SOAPModelWrapper, fit_soap
 from soap_hf.evaluation import position_variance_share
-from soap_hf.semantic_invariance import NEGLIGIBLE_WEIGHT
+from soap_hf.statistics.semantic_invariance import NEGLIGIBLE_WEIGHT
 
 HERE = Path(__file__).parent
 

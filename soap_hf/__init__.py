@@ -10,22 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoBackbone, AutoConfig, AutoModel
 
-from .configuration_soap import SOAPConfig
-from .errors import SOAPError
-from .modeling_soap import SOAPModelWrapper
-from .modeling_soap_backbone import SOAPBackbone
-from .patch_layout import PatchLayout
+from .heads.config import SOAPConfig
+from .heads.model import SOAPBackbone, SOAPModelWrapper
+from .layout.detection import PatchLayout
 from .pipelines import register as register_pipelines
-from .projection import SOAPProjection
-from .semantic_invariance import semantic_invariance, suppression_weights
-from .soap_statistics import SOAPStatistics
-from .synthetic import synthesize_images
+from .runtime.errors import SOAPError
+from .runtime.projection import SOAPProjection
+from .statistics.semantic_invariance import semantic_invariance, suppression_weights
+from .statistics.soap_statistics import SOAPStatistics
+from .statistics.synthetic import synthesize_images
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .attach import attach_soap
-    from .fitting import fit_soap
-    from .folding import fold, fold_into_linear, unfold
+    from .attach.attachment import attach_soap
+    from .attach.export import export_onnx
+    from .attach.folding import fold, fold_into_linear, unfold
+    from .extract.extraction import extract_features
+    from .fitting.fit import fit_soap
 
 
 __all__ = [
@@ -37,6 +38,8 @@ __all__ = [
     "SOAPProjection",
     "SOAPStatistics",
     "attach_soap",
+    "export_onnx",
+    "extract_features",
     "fit_soap",
     "fold",
     "fold_into_linear",
@@ -47,11 +50,13 @@ __all__ = [
 ]
 
 _LAZY = {  # they need more than loading and using a head does
-    "attach_soap": "attach",
-    "fit_soap": "fitting",
-    "fold": "folding",
-    "fold_into_linear": "folding",
-    "unfold": "folding",
+    "attach_soap": "attach.attachment",
+    "export_onnx": "attach.export",
+    "extract_features": "extract.extraction",
+    "fit_soap": "fitting.fit",
+    "fold": "attach.folding",
+    "fold_into_linear": "attach.folding",
+    "unfold": "attach.folding",
 }
 
 

@@ -1,5 +1,5 @@
 """`python -m soap_hf` is `soap-hf`."""
 
-from .cli import main
+from .cli.app import main
 
 main()

@@ -11,11 +11,10 @@ from transformers.image_utils import load_image
 from transformers.pipelines import PIPELINE_REGISTRY, Pipeline
 from transformers.utils import logging
 
-from .call_convention import native_image_size
-from .errors import HeadError
-from .modeling_soap import SOAPModelWrapper
-from .patch_layout import as_size
-from .preprocessing import ImagePreprocessor, to_rgb
+from .data.preprocessing import to_rgb
+from .heads.model import SOAPModelWrapper
+from .runtime.errors import HeadError
+from .runtime.patch_layout import as_size
 
 logger = logging.get_logger(__name__)
 
@@ -52,18 +51,12 @@ class SalientObjectSegmentationPipeline(Pipeline):
                 f"{type(self.model).__name__} is no head; fit one with fit_soap, or wrap the backbone as it is with "
                 "SOAPModelWrapper.from_backbone(model, None)."
             )
-        from .evaluation.arms import arm_projections, head_layer, head_preprocessor  # import soap_hf stays light
-        from .evaluation.comparison import Comparison
+        from .evaluation.comparison import Comparison  # import soap_hf stays light
         from .evaluation.salient_object import patch_stride
+        from .heads.running import head_preprocessor
 
-        layer = head_layer(self.model)
-        if self.image_processor is None:
-            preprocess = head_preprocessor(self.model)
-        else:
-            native_size = native_image_size(self.model.backbone.config)
-            preprocess = ImagePreprocessor(self.image_processor, native_size=native_size)
-        arms = arm_projections(self.model, preprocess=preprocess, layer=layer)
-        self._comparison = Comparison(self.model, layer, preprocess, arms)
+        preprocess = head_preprocessor(self.model, processor=self.image_processor)
+        self._comparison = Comparison.of(self.model, preprocess=preprocess)
         self._stride = patch_stride(self._comparison)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
@@ -116,7 +109,7 @@ class SalientObjectSegmentationPipeline(Pipeline):
     def _forward(self, model_inputs: dict[str, Any], apply_soap: bool = True) -> dict[str, Any]:
         from .evaluation.salient_object import raw_grid
 
-        projection = self._comparison.arms["soap" if apply_soap else "raw"]
+        projection = self._comparison.methods["soap" if apply_soap else "raw"]
         return {
             "image": model_inputs["image"],
             "tokens": projection(raw_grid(self._comparison, model_inputs["rgb"])),

@@ -17,7 +17,7 @@ from transformers import AutoModel, PreTrainedModel, ViTConfig, ViTImageProcesso
 from transformers.utils.logging import disable_progress_bar
 
 from soap_hf import SOAPProjection
-from soap_hf.cli import main
+from soap_hf.cli.app import main
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -12,9 +12,9 @@ from datasets import Image as ImageFeature
 from transformers import AutoModel, ViTConfig, ViTImageProcessorPil
 
 from soap_hf import SOAPModelWrapper, fit_soap
-from soap_hf.errors import SOAPError
-from soap_hf.image_sample import ImageSample
-from soap_hf.processes import join_processes
+from soap_hf.data.image_sample import ImageSample
+from soap_hf.fitting.processes import join_processes
+from soap_hf.runtime.errors import SOAPError
 from tests.conftest import noise_image
 
 NUM_IMAGES = 45
@@ -47,7 +47,7 @@ def fit(data, **options) -> SOAPModelWrapper:
     """A small fit."""
     processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
     common = {"image_processor": processor, "batch_size": 8, "progress": False, "num_workers": 0}
-    return fit_soap(backbone(), data, **{**common, "max_bad_images": 0.1, **options})
+    return fit_soap(backbone(), data, **{**common, "max_bad_fraction": 0.1, **options})
 
 
 FITS: dict[str, Callable[[], SOAPModelWrapper]] = {
@@ -75,7 +75,7 @@ def poisoned() -> None:
 
     model.layernorm.register_forward_hook(poison)
     processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
-    fit_soap(model, images(), image_processor=processor, batch_size=8, progress=False, max_bad_images=0.1)
+    fit_soap(model, images(), image_processor=processor, batch_size=8, progress=False, max_bad_fraction=0.1)
 
 
 def interrupted(folder: Path) -> SOAPModelWrapper:

@@ -36,7 +36,7 @@ class Outcome:
 
 
 class Loader:
-    """A process that loads one head after another; started anew if one of them kills it."""
+    """A process that loads one head after another; started again if one of them kills it."""
 
     def __init__(self, folder: Path):
         self._folder = folder
@@ -204,7 +204,7 @@ def _load_auto_config(head: str) -> None:
 
 
 def _show(head: str) -> None:
-    from soap_hf.cli import app
+    from soap_hf.cli.app import app
 
     app(["info", head], standalone_mode=False)
 

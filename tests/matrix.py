@@ -17,8 +17,9 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from soap_hf import PatchLayout, SOAPModelWrapper
-from soap_hf.errors import SOAPError
-from soap_hf.probing import Probe, layer_tokens
+from soap_hf.layout.probing import Probe
+from soap_hf.runtime.errors import SOAPError
+from soap_hf.runtime.patch_layout import layer_tokens
 from tests.conftest import random_projection
 from tests.tiny_backbones import COMPOSITES, TINY_BACKBONES, TinyBackbone
 
@@ -145,7 +146,7 @@ def compiles(model: PreTrainedModel, tiny: TinyBackbone) -> str:
     if is_compiled(wrapper, {"pixel_values": pixels}):
         return "yes"
     with torch.no_grad():
-        arguments = wrapper._convention.complete(pixels, {})
+        arguments = wrapper.convention.complete(pixels, {})
     return "BARE ONLY" if is_compiled(wrapper.backbone, arguments) else "the backbone does not"
 
 

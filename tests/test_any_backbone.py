@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from soap_hf import PatchLayout, SOAPModelWrapper
-from soap_hf.backbones import bare_backbone, load_backbone
-from soap_hf.errors import BackboneError, LayoutError, NonFiniteTokensError
-from soap_hf.probing import layer_tokens
+from soap_hf.runtime.errors import BackboneError, LayoutError, NonFiniteTokensError
+from soap_hf.runtime.patch_layout import layer_tokens
+from soap_hf.runtime.vision_backbone import bare_backbone, load_backbone
 from tests import matrix
 from tests.conftest import random_projection
 from tests.tiny_backbones import COMPOSITES, TINY_BACKBONES
@@ -21,7 +21,7 @@ from tests.tiny_backbones import COMPOSITES, TINY_BACKBONES
 REPLAY = """
 import sys, torch, soap_hf
 from safetensors.torch import load_file, save_file
-from soap_hf.probing import layer_tokens
+from soap_hf.runtime.patch_layout import layer_tokens
 from transformers import AutoModel
 torch.set_num_threads(1)
 outputs = {}
@@ -178,7 +178,7 @@ def test_stills_and_clips_of_stills_are_one(tmp_path):
 
 def test_siglip2_takes_images_and_its_processors_patches_alike():
     wrapper, pixels = wrapped("siglip2_vision_model"), torch.randn(2, 3, 24, 40)
-    packed = wrapper._convention.complete(pixels, {})
+    packed = wrapper.convention.complete(pixels, {})
     assert packed["pixel_values"].shape == (2, 15, 192)
     assert torch.equal(wrapper(pixels).last_hidden_state, wrapper(**packed).last_hidden_state)
 
@@ -340,7 +340,7 @@ def test_the_encoder_of_an_encoder_decoder_is_taken(tmp_path):
 
 def test_weights_with_nan_are_not_taken_for_masking(vit):
     torch.nn.init.constant_(vit.layernorm.weight, torch.nan)
-    with pytest.raises(NonFiniteTokensError, match=r"NaN or Inf in torch\.float32"):
+    with pytest.raises(NonFiniteTokensError, match=r"NaN or Inf in float32"):
         PatchLayout.detect(vit)
 
 

@@ -11,9 +11,9 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import logging as transformers_logging
 
 from soap_hf import PatchLayout, SOAPModelWrapper, SOAPProjection, attach_soap
-from soap_hf.attach import detach_soap
-from soap_hf.errors import BackboneError, HeadError, LayoutError
-from soap_hf.hosts import depends
+from soap_hf.attach.attachment import detach_soap
+from soap_hf.attach.hosts import depends
+from soap_hf.runtime.errors import BackboneError, HeadError, LayoutError
 from tests.conftest import random_projection
 from tests.host_models import HOSTS, IDS, PlainViT
 from tests.tiny_backbones import COMPOSITES, VIT

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from soap_hf.errors import SOAPError
 from soap_hf.evaluation.bilateral_solver import BilateralGrid, largest_region
+from soap_hf.runtime.errors import SOAPError
 from tests.plain_bilateral_solver import solve
 
 properties = settings(max_examples=25, deadline=None, derandomize=True)

@@ -15,9 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from soap_hf import SOAPStatistics, fit_soap
-from soap_hf.checkpoint import Checkpoint
-from soap_hf.convergence import CHECK_EVERY
-from soap_hf.errors import CheckpointError, DataError, FitInterrupted, OutputError
+from soap_hf.fitting.checkpoint import Checkpoint
+from soap_hf.fitting.convergence import CHECK_EVERY
+from soap_hf.runtime.errors import CheckpointError, DataError, FitInterrupted, OutputError
 from tests.conftest import noise_image
 from tests.tiny_backbones import TINY_BACKBONES
 
@@ -175,7 +175,7 @@ def test_what_is_no_checkpoint_is_refused(fit, path):
 
 def test_a_checkpoint_may_be_larger_than_any_head(fit, killed_fit, monkeypatch):
     killed_fit(1)
-    monkeypatch.setattr("soap_hf.tensor_files.MAX_FILE", 64)
+    monkeypatch.setattr("soap_hf.runtime.head_files.MAX_FILE", 64)
     assert fit(resume=True).config.fit["num_images"] == 80
 
 
@@ -189,7 +189,7 @@ def test_a_checkpoint_is_not_lost_by_forgetting_to_resume(fit, killed_fit, path)
 
 def test_resuming_without_a_checkpoint_begins_and_says_so(fit, monkeypatch):
     said = []
-    monkeypatch.setattr("soap_hf.checkpoint.logger.warning", said.append)
+    monkeypatch.setattr("soap_hf.fitting.checkpoint.logger.warning", said.append)
     assert fit(resume=True).config.fit["num_images"] == 80
     assert "starts from the beginning" in said[0]
 
@@ -217,7 +217,7 @@ def test_a_data_set_that_drops_out_keeps_what_was_done(fit, path, monkeypatch):
     def stream(number, drops=False):
         return IterableDataset.from_generator(rows, gen_kwargs={"number": number, "drops": drops})
 
-    monkeypatch.setattr("soap_hf.image_sample.SHUFFLE_BUFFER", 1)  # which reads ahead
+    monkeypatch.setattr("soap_hf.data.image_sample.SHUFFLE_BUFFER", 1)  # which reads ahead
     options = {"num_images": None, "checkpoint_every": None}
     whole = fit(data=stream(80), **options)
     with pytest.raises(DataError, match=r"stopped giving images .*the server has gone"):
@@ -227,16 +227,16 @@ def test_a_data_set_that_drops_out_keeps_what_was_done(fit, path, monkeypatch):
 
 
 def test_a_full_disk_ends_the_fit_and_leaves_the_checkpoint_before(fit, path, monkeypatch):
-    from soap_hf import tensor_files
+    from soap_hf import files
 
-    save, written = tensor_files.save_file, []
+    save, written = files.save_file, []
 
     def fill_the_disk(tensors, file, metadata):
         if written:
             raise OSError(28, "No space left on device")
         written.append(save(tensors, file, metadata))
 
-    monkeypatch.setattr(tensor_files, "save_file", fill_the_disk)
+    monkeypatch.setattr(files, "save_file", fill_the_disk)
     with pytest.raises(OutputError, match="No space left on device"):
         fit()
     monkeypatch.undo()

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, BertConfig, BertModel
 
 from soap_hf import SOAPModelWrapper
-from soap_hf.cli import main
-from soap_hf.errors import BackboneError, HeadError
+from soap_hf.cli.app import main
+from soap_hf.runtime.errors import BackboneError, HeadError
 from tests.conftest import EXAMPLES, noise_image, random_projection
 
 HEAD_FILES = [
@@ -144,7 +144,7 @@ def test_what_is_not_there_is_refused(refused, vit_folder, data, tmp_path):
     (tmp_path / "few").mkdir()
     assert "holds neither images nor parquet files" in refused("score", vit_folder, "few")
     noise_image(0).save(tmp_path / "few" / "only.png")
-    assert "at least 2 images, but the data set has 1" in refused("score", vit_folder, "few")
+    assert "2 images are needed, but the data set has 1" in refused("score", vit_folder, "few")
 
 
 def test_a_text_model_is_refused(refused, data, tmp_path):
@@ -211,7 +211,7 @@ def break_images(folder, number):
 
 
 def test_unreadable_images_are_skipped_and_named(run, vit_folder, tmp_path):
-    for number, options in ((1, []), (3, ["--max-bad-images", 0.25])):
+    for number, options in ((1, []), (3, ["--max-bad-fraction", 0.25])):
         names = break_images(tmp_path / f"images{number}", number)
         _, out, err = run("score", vit_folder, f"images{number}", *options)
         assert f"{number} unreadable images were skipped" in err
@@ -221,7 +221,7 @@ def test_unreadable_images_are_skipped_and_named(run, vit_folder, tmp_path):
 
 def test_too_many_unreadable_images_stop_the_run_and_are_named(refused, vit_folder, tmp_path):
     names = break_images(tmp_path / "images", 4)
-    for options in ([], ["--max-bad-images", 0.25]):
+    for options in ([], ["--max-bad-fraction", 0.25]):
         error = refused("score", vit_folder, "images", "--num-images", 12, "--quiet", *options)
         assert "Too many unreadable images (4 among" in error
         assert all(name in error for name in names)
@@ -231,7 +231,7 @@ def test_tokens_with_nan_stop_the_run_before_it_starts(refused, vit, vit_folder,
     vit.layernorm.weight.data.fill_(1e5)  # overflows in float16
     vit.save_pretrained(vit_folder)
     error = refused("score", vit_folder, data, "--dtype", "float16", "--num-images", 8, "--quiet")
-    assert "answers with NaN or Inf in torch.float16: check its weights, or load it with dtype='float32'" in error
+    assert "The tokens of ViTModel hold NaN or Inf in float16: load the backbone with dtype=float32" in error
 
 
 def test_debug_raises_instead(run, monkeypatch):
@@ -298,7 +298,7 @@ def asked(monkeypatch):
         calls.append((arguments, options))
         raise BackboneError("not run")
 
-    monkeypatch.setattr("soap_hf.fitting.fit_soap", fit_soap)
+    monkeypatch.setattr("soap_hf.cli.fit.fit_soap", fit_soap)
     return calls
 
 

@@ -170,7 +170,7 @@ REFUSALS = {
     "knn head colours --test-split val": "no split 'val'; choose one of",
     "knn head colours --test-split train": "would be one split (train); choose two",
     "knn head photographs --test-dataset photographs": "no column 'label' of labels; choose one of image",
-    "knn head single --test-dataset photographs": "at least 2 images, but the data set has 1",
+    "knn head single --test-dataset photographs": "2 images are needed, but the data set has 1",
     "knn head colours --method pca --k 1": "There is no method 'pca'",
     "knn nothing colours --k 1": "config.json of the head 'nothing' cannot be read",
     "segmentation head images orphans": "4 of 7 files have no mask of the same name (test/0.png",
@@ -182,7 +182,7 @@ REFUSALS = {
     "position head photographs --device nowhere": "Device 'nowhere' cannot be used here",
     "position head photographs --output vit/config.json": "is a file; choose a folder",
     "position head photographs --num-images 1": "Invalid value for '--num-images'",
-    "position head single": "at least 2 images, but the data set has 1",
+    "position head single": "2 images are needed, but the data set has 1",
 }
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from soap_hf import SOAPProjection, fit_soap, suppression_weights
-from soap_hf.convergence import CHECK_EVERY, STEADY_CHECKS, Convergence, Removal, projector_distance
-from soap_hf.errors import DataError
+from soap_hf.fitting.convergence import CHECK_EVERY, STEADY_CHECKS, Convergence, Removal, projector_distance
+from soap_hf.runtime.errors import DataError
 from tests.conftest import noise_image, random_projection
 
 

@@ -8,11 +8,11 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from soap_hf.data import open_dataset
-from soap_hf.errors import DataError
-from soap_hf.image_files import BadImage
-from soap_hf.image_sample import ImageSample
-from soap_hf.preprocessing import ImagePreprocessor
+from soap_hf.data.data_sets import open_dataset
+from soap_hf.data.image_files import BadImage
+from soap_hf.data.image_sample import ImageSample
+from soap_hf.data.preprocessing import ImagePreprocessor
+from soap_hf.runtime.errors import DataError
 from tests.conftest import noise_image
 
 NUM_IMAGES = 12
@@ -53,8 +53,8 @@ def png(seed=0):
 
 def read(sample, preprocess, batch_size=4, **kwargs):
     """All pixels of a sample, and all its bad images."""
-    batches = list(sample.batches(preprocess, batch_size, **kwargs))
-    pixels = [batch.pixels for batch in batches if batch.pixels is not None]
+    batches = list(sample.batches(preprocess.of_example, batch_size, **{"num_workers": 0, **kwargs}))
+    pixels = [batch.values for batch in batches if batch.positions]
     return torch.cat(pixels), [image for batch in batches for image in batch.bad]
 
 
@@ -195,7 +195,7 @@ def test_a_column_of_labels_is_refused(few):
 
 @pytest.mark.parametrize("number", [0, 1])
 def test_fewer_than_two_images_are_refused(number, few):
-    with pytest.raises(DataError, match=f"at least 2 images, but the data set has {number}"):
+    with pytest.raises(DataError, match=f"2 images are needed, but the data set has {number}"):
         sample_of(few.select(range(number)))
 
 
@@ -250,18 +250,18 @@ def test_a_broken_file_in_a_folder_is_named(tmp_path, preprocess):
 
 def test_a_batch_without_a_readable_image_has_no_pixels(preprocess):
     dataset = Dataset.from_dict({"image": [b"no", b"none"]})
-    (batch,) = sample_of(dataset).batches(preprocess, 4)
-    assert batch.pixels is None
+    (batch,) = sample_of(dataset).batches(preprocess.of_example, 4)
+    assert batch.values == []
     assert len(batch.bad) == 2
     assert batch.positions == []
 
 
 def test_worker_processes_give_the_same_batches(preprocess):
     sample = sample_of(broken_set())
-    alone, shared = (list(sample.batches(preprocess, 5, num_workers=number)) for number in (0, 2))
+    alone, shared = (list(sample.batches(preprocess.of_example, 5, num_workers=number)) for number in (0, 2))
     assert len(alone) == len(shared) == 3
     for one, other in zip(alone, shared, strict=True):
-        assert torch.equal(one.pixels, other.pixels)
+        assert torch.equal(one.values, other.values)
         assert one[1:] == other[1:]
 
 
@@ -297,7 +297,7 @@ def test_a_stream_that_is_mostly_broken_is_refused_at_its_end(vit, processor, tm
         with pytest.raises(DataError, match="Too many unreadable"):
             fit_soap(vit, stream, image_processor=processor, num_images=1000, progress=progress)
     some = Dataset.from_dict({"image": [*good["image"], bad[0]]}).to_iterable_dataset()
-    model = fit_soap(vit, some, image_processor=processor, num_images=None, max_bad_images=0.1, progress=False)
+    model = fit_soap(vit, some, image_processor=processor, num_images=None, max_bad_fraction=0.1, progress=False)
     assert model.config.fit["num_bad_images"] == 1
 
 
@@ -309,10 +309,11 @@ def test_processes_read_each_image_once_and_keep_step(few, preprocess, kind, num
     sample = sample_of(data, num_images)
     whole, _ = read(sample, preprocess)
     shares = [
-        list(sample.batches(preprocess, 2, rank=rank, num_processes=num_processes)) for rank in range(num_processes)
+        list(sample.batches(preprocess.of_example, 2, 0, rank=rank, num_processes=num_processes))
+        for rank in range(num_processes)
     ]
     positions = [position for share in shares for batch in share for position in batch.positions]
-    pixels = [image for share in shares for batch in share for image in batch.pixels]
+    pixels = [image for share in shares for batch in share for image in batch.values]
     assert len(set(positions)) == len(positions) == len(whole)
     if not sample.in_parts:
         assert sorted(positions) == list(range(len(whole)))
@@ -330,12 +331,14 @@ def test_reading_goes_on_from_any_position_with_any_number_of_processes(few, pre
         batches = [
             batch
             for rank in range(number)
-            for batch in sample.batches(preprocess, 2, start=start, stop=stop, rank=rank, num_processes=number)
+            for batch in sample.batches(
+                preprocess.of_example, 2, 0, start=start, stop=stop, rank=rank, num_processes=number
+            )
         ]
         positions = [position for batch in batches for position in batch.positions]
         assert sorted(positions) == list(range(start, min(11, stop or 11)))
         for batch in batches:
-            assert torch.equal(batch.pixels, whole[batch.positions])
+            assert torch.equal(batch.values, whole[batch.positions])
 
 
 def test_an_endless_stream_needs_a_number_of_images(few, preprocess):

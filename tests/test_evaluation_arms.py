@@ -6,10 +6,10 @@ from torch.nn.functional import normalize
 from transformers import ViTImageProcessorPil
 
 from soap_hf import SOAPModelWrapper, SOAPStatistics
-from soap_hf.errors import HeadError, SOAPError
-from soap_hf.evaluation.arms import arm_projections, head_layer, head_preprocessor
+from soap_hf.data.preprocessing import ImagePreprocessor
 from soap_hf.evaluation.comparison import Comparison
-from soap_hf.preprocessing import ImagePreprocessor
+from soap_hf.evaluation.methods import head_layer, head_preprocessor, method_projections
+from soap_hf.runtime.errors import HeadError, SOAPError
 from tests.conftest import random_projection
 
 
@@ -35,7 +35,7 @@ def black_tokens(model: SOAPModelWrapper, size: int = 32, layer: int = -1) -> to
 
 
 def test_raw_comes_first_and_is_the_identity(model):
-    arms = arm_projections(model, ["top-pc", "soap", "top-pc"])
+    arms = method_projections(model, ["top-pc", "soap", "top-pc"])
     assert list(arms) == ["raw", "top-pc", "soap"]
     tokens = torch.randn(3, 32)
     assert torch.equal(arms["raw"](tokens), tokens)
@@ -49,7 +49,7 @@ def test_soap_is_what_the_model_does(model):
         outputs = model(pixels, output_raw=True)
     assert torch.equal(raw.flatten(1, 2), outputs.raw_last_hidden_state[:, 1:])
     assert torch.equal(cls, outputs.last_hidden_state[:, 0])
-    assert torch.equal(comparison.arms["soap"](raw).flatten(1, 2), outputs.last_hidden_state[:, 1:])
+    assert torch.equal(comparison.methods["soap"](raw).flatten(1, 2), outputs.last_hidden_state[:, 1:])
 
 
 @pytest.mark.parametrize("rank", [1, 3])
@@ -58,14 +58,14 @@ def test_zero_image_leaves_the_least_that_many_directions_can(rank, vit, process
         vit.embeddings.position_embeddings.mul_(torch.linspace(1, 60, 17)[:, None])
     model = SOAPModelWrapper.from_backbone(vit, None, layer=1, image_processor=processor)
     tokens = black_tokens(model, layer=1)
-    left = arm_projections(model, ["zero-image"], rank=rank)["zero-image"](tokens)
+    left = method_projections(model, ["zero-image"], rank=rank)["zero-image"](tokens)
     smallest = torch.linalg.svdvals(tokens)[rank:].square().sum()
     torch.testing.assert_close(left.square().sum(), smallest, rtol=1e-3, atol=1e-6)
 
 
 def test_zero_image_looks_at_the_size_asked_for(model):
     small, large = (
-        arm_projections(model, ["zero-image"], preprocess=head_preprocessor(model, size))["zero-image"]
+        method_projections(model, ["zero-image"], preprocess=head_preprocessor(model, size))["zero-image"]
         for size in (32, 48)
     )
     tokens = black_tokens(model, 48)
@@ -75,13 +75,13 @@ def test_zero_image_looks_at_the_size_asked_for(model):
 def test_top_pc_removes_the_components_of_largest_variance(model, statistics, tmp_path):
     statistics.save(tmp_path / "by-score")
     for known in (statistics, SOAPStatistics.load(tmp_path / "by-score")):
-        projection = arm_projections(model.set_statistics({-1: known}), ["top-pc"], rank=3)["top-pc"]
+        projection = method_projections(model.set_statistics({-1: known}), ["top-pc"], rank=3)["top-pc"]
         assert torch.equal(projection.basis, statistics.components[:, :3].float())
         assert projection.weights.tolist() == [1, 1, 1]
 
 
 def test_rivals_remove_as_many_directions_as_the_head(model):
-    arms = arm_projections(model, ["soap", "zero-image", "top-pc"])
+    arms = method_projections(model, ["soap", "zero-image", "top-pc"])
     assert [arm.rank for arm in arms.values()] == [0, 2, 2, 2]
 
 
@@ -98,29 +98,29 @@ def test_a_head_of_several_layers_is_compared_on_one(vit, processor):
     projections = {1: random_projection(32), -1: random_projection(32, rank=3)}
     model = SOAPModelWrapper.from_backbone(vit, projections, image_processor=processor)
     assert (head_layer(model), head_layer(model, 1)) == (-1, 1)
-    assert Comparison.of(model).arms["soap"].rank == 3
+    assert Comparison.of(model).methods["soap"].rank == 3
     comparison = Comparison.of(model, layer=1)
-    assert comparison.arms["soap"].rank == 2
+    assert comparison.methods["soap"].rank == 2
     pixels = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         clean = model.patch_tokens(pixels, 1)
-    torch.testing.assert_close(comparison.arms["soap"](comparison.raw_tokens(pixels).patches), clean)
+    torch.testing.assert_close(comparison.methods["soap"](comparison.raw_tokens(pixels).patches), clean)
     with pytest.raises(HeadError, match=r"no layer 0; choose from 1, -1"):
         Comparison.of(model, layer=0)
 
 
 def test_what_cannot_be_compared_is_refused(model, vit, processor, tmp_path):
     with pytest.raises(SOAPError, match=r"no method 'pca'; choose from soap, zero-image, top-pc"):
-        arm_projections(model, ["pca"])
+        method_projections(model, ["pca"])
     with pytest.raises(SOAPError, match=r"differ along \d+ directions only"):
-        arm_projections(model, ["zero-image"], rank=20)
+        method_projections(model, ["zero-image"], rank=20)
     model.save_pretrained(tmp_path)
     bare = SOAPModelWrapper.from_backbone(vit, None, image_processor=processor)
-    assert list(arm_projections(bare, ["soap"])) == ["raw", "soap"]
+    assert list(method_projections(bare, ["soap"])) == ["raw", "soap"]
     with pytest.raises(HeadError, match="At rank 0 zero-image and top-pc would remove nothing"):
-        arm_projections(bare, ["zero-image", "top-pc"])
+        method_projections(bare, ["zero-image", "top-pc"])
     with pytest.raises(HeadError, match="without statistics"):
-        arm_projections(bare, ["top-pc"], rank=1)
+        method_projections(bare, ["top-pc"], rank=1)
 
 
 def test_a_component_that_was_not_saved_is_named(model, statistics, tmp_path):
@@ -128,8 +128,8 @@ def test_a_component_that_was_not_saved_is_named(model, statistics, tmp_path):
     few = SOAPStatistics.load(tmp_path / "few")
     model.set_statistics({-1: few})
     missing = next(number for number in range(32) if number not in few.component_indices)
-    with pytest.raises(HeadError, match=f"vector of component {missing}"):
-        arm_projections(model, ["top-pc"], rank=32)
+    with pytest.raises(SOAPError, match=f"number {missing} is the first"):
+        method_projections(model, ["top-pc"], rank=32)
 
 
 def test_pixels_are_made_as_the_head_says_else_as_its_backbone(vit, projection, tmp_path, caplog):

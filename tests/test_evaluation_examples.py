@@ -8,8 +8,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from soap_hf.errors import DataError
 from soap_hf.evaluation.examples import Examples, open_pairs, short_names
+from soap_hf.runtime.errors import DataError
 from tests.conftest import noise_image
 
 
@@ -32,21 +32,21 @@ def folders(tmp_path):
 
 def read(examples, batch_size=2, prepare=lambda example: example, **kwargs):
     """Everything that comes out, in one list."""
-    return [one for batch in examples.batches(prepare, batch_size, **kwargs) for one in batch]
+    return [value for batch in examples.batches(prepare, batch_size, **kwargs) for value in batch.values]
 
 
 def test_folders_pair_up_by_name(folders):
     found = read(Examples(open_pairs(*folders), mask_column="mask"))
     assert short_names([one.name for one in found]) == ["a.jpg", "b/two.jpg", "c.v2.jpg"]
     for one, length in zip(found, (1, 5, 4), strict=True):
-        assert one.value.image.mode == "RGB"
-        assert one.value.mask.getextrema() == (length, length), "each image has its own mask"
+        assert one.image.mode == "RGB"
+        assert one.mask.getextrema() == (length, length), "each image has its own mask"
 
 
 def test_columns_of_a_data_set_pair_up_by_row(folders):
     dataset = open_pairs(*folders).rename_columns({"image": "photo", "mask": "truth"})
     (one, *_) = read(Examples(open_pairs(dataset), "photo", mask_column="truth"))
-    assert one.value.mask.getextrema() == (1, 1)
+    assert one.mask.getextrema() == (1, 1)
     with pytest.raises(DataError, match=r"no column 'mask'; choose one of photo, truth with mask_column=…"):
         Examples(dataset, "photo", mask_column="mask")
     with pytest.raises(DataError, match=r"no column 'image'; choose one of photo, truth with image_column=…"):
@@ -90,7 +90,7 @@ def test_a_mask_of_another_size_is_resized_or_refused(tmp_path):
     save_pair(tmp_path, "a")
     save_pair(tmp_path, "bb", mask_size=(20, 16))
     pairs = open_pairs(tmp_path / "images", tmp_path / "masks")
-    sizes = [one.value.mask.size for one in read(Examples(pairs, mask_column="mask"))]
+    sizes = [one.mask.size for one in read(Examples(pairs, mask_column="mask"))]
     assert sizes == [(40, 32), (40, 32)]
     with pytest.raises(DataError, match=r"bb\.jpg has 20 x 16 pixels, but the image 40 x 32; mend it"):
         read(Examples(pairs, mask_column="mask", resize_masks=False))
@@ -101,11 +101,11 @@ def test_labels_go_by_name():
     rows = {"label": [1, 0, 1], "number": [7, 8, 7], "text": ["x", "y", "x"]}
     pictures = list(map(noise_image, range(3)))
     dataset = Dataset.from_dict({**rows, "image": pictures}, features=Features({**kinds, "image": ImageFeature()}))
-    assert Examples(dataset, label_column="label").labels == {0: "ibis", 1: "crane", 2: "ibis"}
-    assert Examples(dataset, label_column="number").labels == {0: "7", 1: "8", 2: "7"}
-    assert Examples(dataset, label_column="text").labels == {0: "x", 1: "y", 2: "x"}
+    assert Examples(dataset, label_column="label").labels == ["ibis", "crane", "ibis"]
+    assert Examples(dataset, label_column="number").labels == ["7", "8", "7"]
+    assert Examples(dataset, label_column="text").labels == ["x", "y", "x"]
     some = Examples(dataset, label_column="label", num_images=2)
-    assert some.labels == {number: ("ibis", "crane", "ibis")[number] for number in some.numbers}
+    assert some.labels == [("ibis", "crane", "ibis")[number] for number in some.numbers]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_missing_labels_are_refused(column, message):
 
 
 def test_the_order_is_that_of_the_data_set_and_a_sample_is_seeded(images):
-    assert [one.number for one in read(Examples(images), 7)] == list(range(80))
+    assert [one.name for one in read(Examples(images), 7)] == [f"row {number}" for number in range(80)]
     first, again, other = (Examples(images, num_images=20, seed=seed).numbers for seed in (1, 1, 2))
     assert first == again == sorted(first)
     assert len(set(first)) == 20
@@ -142,7 +142,7 @@ def test_the_order_is_that_of_the_data_set_and_a_sample_is_seeded(images):
 
 
 def test_one_image_or_a_stream_is_refused(images):
-    with pytest.raises(DataError, match="at least 2 images, but the data set has 1"):
+    with pytest.raises(DataError, match="2 images are needed, but the data set has 1"):
         Examples(images.select(range(1)))
     with pytest.raises(DataError, match="not a stream"):
         Examples(images.to_iterable_dataset())
@@ -176,7 +176,7 @@ def test_an_unreadable_mask_costs_its_image(folders):
 def test_too_many_unreadable_images_stop_the_work():
     with pytest.raises(DataError, match=r"Too many unreadable images \(3 among the first 4\): bad0.png"):
         read(Examples(broken_set(good=5, bad=3)), batch_size=4)
-    assert len(read(Examples(broken_set(good=5, bad=3), max_bad_images=0.5))) == 5
+    assert len(read(Examples(broken_set(good=5, bad=3), max_bad_fraction=0.5))) == 5
 
 
 def size_of(example):
@@ -186,7 +186,7 @@ def size_of(example):
 
 def test_processes_change_nothing_and_errors_stay_one_sentence(images, folders, monkeypatch):
     alone = read(Examples(images), 7, size_of)
-    monkeypatch.setattr("soap_hf.evaluation.examples.default_workers", lambda number: 2)
+    monkeypatch.setattr("soap_hf.data.image_sample.default_workers", lambda number: 2)
     assert read(Examples(images), 7, size_of) == alone
     Image.new("L", (3, 3)).save(folders[1] / "a.png")
     with pytest.raises(DataError) as raised:

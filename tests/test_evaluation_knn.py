@@ -10,10 +10,10 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from soap_hf import SOAPModelWrapper, SOAPProjection
-from soap_hf.errors import DataError, SOAPError
 from soap_hf.evaluation.comparison import Comparison
 from soap_hf.evaluation.examples import Examples
 from soap_hf.evaluation.knn import TEMPERATURE, evaluate_knn, nearest, weighted_vote
+from soap_hf.runtime.errors import DataError, SOAPError
 from tests.conftest import random_projection
 from tests.tiny_backbones import TINY_BACKBONES
 

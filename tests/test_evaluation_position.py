@@ -9,12 +9,12 @@ from torch import Tensor
 from transformers import AutoModel
 
 from soap_hf import SOAPModelWrapper, SOAPProjection
-from soap_hf.data import open_dataset
-from soap_hf.errors import SOAPError
-from soap_hf.evaluation.arms import head_preprocessor
+from soap_hf.data.data_sets import open_dataset
 from soap_hf.evaluation.comparison import Comparison
 from soap_hf.evaluation.examples import Examples
+from soap_hf.evaluation.methods import head_preprocessor
 from soap_hf.evaluation.position import evaluate_position, position_probe, position_shares, position_variance_share
+from soap_hf.runtime.errors import SOAPError
 from tests.conftest import random_projection
 
 GRIDS = st.lists(st.integers(1, 5), min_size=1, max_size=2).map(tuple)

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from soap_hf.errors import SOAPError
 from soap_hf.evaluation import results
 from soap_hf.evaluation.results import (
     command_line,
@@ -19,6 +18,7 @@ from soap_hf.evaluation.results import (
     summary,
     write_results,
 )
+from soap_hf.runtime.errors import SOAPError
 
 VALUES = st.lists(st.tuples(st.floats(-10, 10), st.floats(-10, 10)), min_size=2, max_size=30)
 ROWS = [
@@ -81,8 +81,8 @@ def test_resampling_leaves_the_global_random_numbers_alone():
     [
         ([0.5], [0.6], "at least 2 images, not 1"),
         ([], [], "at least 2 images, not 0"),
-        ([0.1, 0.2], [0.3, 0.4, 0.5], "a finite value an image on both sides"),
-        ([0.1, float("nan")], [0.3, 0.4], "a finite value an image on both sides"),
+        ([0.1, 0.2], [0.3, 0.4, 0.5], "a finite value per image on both sides"),
+        ([0.1, float("nan")], [0.3, 0.4], "a finite value per image on both sides"),
     ],
 )
 def test_what_gives_no_interval_is_refused(before, after, message):

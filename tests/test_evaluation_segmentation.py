@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from soap_hf import SOAPModelWrapper
-from soap_hf.errors import DataError, LayoutError, SOAPError
 from soap_hf.evaluation.comparison import Comparison
 from soap_hf.evaluation.examples import Examples
 from soap_hf.evaluation.segmentation import (
@@ -18,6 +17,7 @@ from soap_hf.evaluation.segmentation import (
     patch_classes,
     patch_of_pixel,
 )
+from soap_hf.runtime.errors import DataError, LayoutError, SOAPError
 from tests.tiny_backbones import TINY_BACKBONES
 
 properties = settings(max_examples=40, deadline=None, derandomize=True)

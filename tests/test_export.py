@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from soap_hf import SOAPBackbone, SOAPModelWrapper
-from soap_hf.errors import HeadError
-from soap_hf.export import export_onnx
+from soap_hf.attach.export import export_onnx
+from soap_hf.runtime.errors import HeadError
 from tests.conftest import random_projection
 from tests.tiny_backbones import TINY_BACKBONES
 

@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from soap_hf import SOAPModelWrapper
-from soap_hf.cli import app
-from soap_hf.errors import DataError, OutputError, SOAPError
-from soap_hf.extraction import extract_features
+from soap_hf.cli.app import app
+from soap_hf.extract.extraction import extract_features
+from soap_hf.runtime.errors import DataError, OutputError, SOAPError
 from tests.conftest import noise_image
 
 
@@ -66,7 +66,7 @@ def test_unreadable_images_are_left_out_and_nothing_shifts(model, labelled, endi
     files[0] = files[7] = {"bytes": b"no image", "path": None}
     broken = Dataset.from_dict({"image": files, "label": labelled["label"][:]})
     target = tmp_path / f"features{ending}"
-    assert extract_features(model, broken, target, batch_size=4, max_bad_images=0.2, progress=False) == 19
+    assert extract_features(model, broken, target, batch_size=4, max_bad_fraction=0.2, progress=False) == 19
     rows = [row for row in range(21) if row not in (0, 7)]
     whole = expected(model, labelled["image"], pooling="mean").image_embeds[rows]
     if ending == ".parquet":
@@ -119,7 +119,7 @@ def test_bad_input_is_refused_before_the_model_runs(model, labelled, tmp_path, m
 def test_a_data_set_of_broken_files_gives_no_file(model, tmp_path):
     broken = Dataset.from_dict({"image": [{"bytes": b"no", "path": None}] * 3}).cast_column("image", Image())
     with pytest.raises(DataError, match="no readable image"):
-        extract_features(model, broken, tmp_path / "features.parquet", max_bad_images=1, progress=False)
+        extract_features(model, broken, tmp_path / "features.parquet", max_bad_fraction=1, progress=False)
     assert list(tmp_path.iterdir()) == []
 
 

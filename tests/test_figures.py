@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from itertools import combinations
+from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
@@ -13,9 +14,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from soap_hf import PatchLayout, SOAPConfig, SOAPModelWrapper, SOAPProjection, SOAPStatistics
-from soap_hf.errors import BackboneError, DataError, HeadError, OutputError
 from soap_hf.figures import (
-    HeadRecord,
     Picture,
     backbone_label,
     head_figures,
@@ -29,6 +28,7 @@ from soap_hf.figures import (
     to_png,
     token_colours,
 )
+from soap_hf.runtime.errors import BackboneError, DataError, HeadError, OutputError
 from tests.conftest import noise_image, random_projection
 from tests.tiny_backbones import TINY_BACKBONES
 
@@ -59,7 +59,7 @@ def record(*layers, grid=(4, 4), dim=16, mu=2, with_statistics=True):
         mu=mu,
         components=[single.table(mu) for single in statistics.values()],
     )
-    return HeadRecord(config, statistics if with_statistics else {})
+    return SimpleNamespace(config=config, statistics_by_layer=statistics if with_statistics else {})
 
 
 @pytest.fixture
@@ -233,7 +233,7 @@ def test_responses_need_statistics_and_scores_a_fit():
 def test_images_keep_their_shape_on_as_many_pixels_as_in_the_fit(fitted, size):
     width, height = size
     (picture,) = look_at(fitted, [noise_image(0, size)])
-    rows, columns, _ = picture.arms["raw"].shape
+    rows, columns, _ = picture.tokens["raw"].shape
     assert picture.image.size == size
     assert (rows > columns) == (height > width) or height == width
     assert 8 <= rows * columns <= 24, "4 x 4 in the fit"
@@ -244,13 +244,13 @@ def test_both_arms_come_from_one_forward_pass(fitted):
     pixels = fitted.image_processor(noise_image(0, (32, 32)), return_tensors="pt")["pixel_values"]
     for arm, raw in (("raw", True), ("soap", False)):
         expected = fitted.patch_tokens(pixels, raw=raw)[0]
-        torch.testing.assert_close(picture.arms[arm], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(picture.tokens[arm], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_size_that_is_given_is_the_backbones_and_not_the_pictures(fitted):
     (picture,) = look_at(fitted, [noise_image(0, (100, 40))], image_size=(64, 32))
     assert picture.image.size == (100, 40)
-    assert picture.arms["raw"].shape == (8, 4, 32)
+    assert picture.tokens["raw"].shape == (8, 4, 32)
 
 
 @pytest.mark.parametrize("name", ["resnet", "videomae", "swin"])
@@ -260,7 +260,7 @@ def test_maps_and_clips_are_looked_at(name):
     width = SOAPModelWrapper.from_backbone(backbone, None, image_size=tiny.size).config.hidden_size
     model = SOAPModelWrapper.from_backbone(backbone, random_projection(width), image_size=tiny.size)
     pictures = look_at(model, [noise_image(0), noise_image(1)], image_size=tiny.size)
-    assert pictures[0].arms["soap"].shape == (*tiny.grid[-2:], width)
+    assert pictures[0].tokens["soap"].shape == (*tiny.grid[-2:], width)
     to_png(token_colours(pictures))
 
 

@@ -7,9 +7,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel, ViTMAEForPreTraining
 
 from soap_hf import PatchLayout, SOAPStatistics, fit_soap, synthesize_images
-from soap_hf.errors import BackboneError, DataError, NonFiniteTokensError, SOAPError
+from soap_hf.data.preprocessing import ImagePreprocessor
 from soap_hf.evaluation import position_variance_share
-from soap_hf.preprocessing import ImagePreprocessor
+from soap_hf.runtime.errors import BackboneError, DataError, NonFiniteTokensError, SOAPError
 
 
 @pytest.fixture
@@ -160,9 +160,9 @@ def test_unreadable_images_are_counted_and_skipped(leaky, images, fit):
     for row in (3, 60):
         files[row] = {"bytes": files[row]["bytes"][:60], "path": f"broken{row}.png"}
     data = Dataset.from_dict({"image": files})
-    with pytest.raises(DataError, match=r"broken\d+\.png .*broken\d+\.png .*max_bad_images"):
+    with pytest.raises(DataError, match=r"broken\d+\.png .*broken\d+\.png .*max_bad_fraction"):
         fit(leaky, data)
-    model = fit(leaky, data, max_bad_images=0.05)
+    model = fit(leaky, data, max_bad_fraction=0.05)
     assert (model.config.fit["num_images"], model.config.fit["num_bad_images"]) == (78, 2)
 
 
@@ -266,5 +266,17 @@ def test_an_automatic_batch_size_is_a_moderate_one_on_cpu(vit, images, fit):
 
 @pytest.mark.parametrize("options", [{"batch_size": 0}, {"batch_size": "large"}, {"seed": -1}])
 def test_impossible_sizes_and_seeds_are_refused(vit, images, fit, options):
-    with pytest.raises(DataError, match="batch_size must be at least 1"):
+    with pytest.raises(DataError, match=r"batch_size must be at least 1|seed must lie between 0"):
         fit(vit, images, **options)
+
+
+def test_the_old_name_of_the_share_of_bad_images_works_and_says_the_new_one(vit, images, fit, caplog):
+    fit(vit, images, max_bad_images=0.5)
+    assert "max_bad_images is called max_bad_fraction now" in caplog.text
+    with pytest.raises(DataError, match="max_bad_fraction is a share from 0 to 1, not 3"):
+        fit(vit, images, max_bad_images=3)
+
+
+def test_an_argument_that_is_none_is_refused(vit, images):
+    with pytest.raises(TypeError, match=r"fit_soap\(\) got an unexpected keyword argument 'num_image'"):
+        fit_soap(vit, images, num_image=3)

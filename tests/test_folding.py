@@ -9,8 +9,8 @@ from torch import nn
 from transformers import SiglipForImageClassification
 
 from soap_hf import SOAPModelWrapper, SOAPProjection, attach_soap, fold, fold_into_linear, unfold
-from soap_hf.errors import HeadError, OutputError
-from soap_hf.folding import SOAPFolding
+from soap_hf.attach.folding import SOAPFolding
+from soap_hf.runtime.errors import HeadError, OutputError
 from tests.conftest import random_projection
 from tests.host_models import HOSTS, PlainViT
 from tests.tiny_backbones import COMPOSITES

@@ -16,10 +16,11 @@ from huggingface_hub import HfApi, ModelCard
 from transformers import AutoModel, ViTConfig, ViTImageProcessorPil, ViTModel
 from typer.testing import CliRunner
 
-from soap_hf import SOAPModelWrapper, fit_soap, hub_requests
-from soap_hf.cli import app
-from soap_hf.errors import HeadError, HubError
-from soap_hf.hub import Push, code_files, push_head
+from soap_hf import SOAPModelWrapper, fit_soap
+from soap_hf.cli.app import app
+from soap_hf.heads import hub_requests
+from soap_hf.heads.hub import Push, code_files, push_head
+from soap_hf.runtime.errors import HeadError, HubError
 from tests.conftest import EXAMPLES, noise_image
 from tests.hub_server import HubServer
 from tests.hub_server.cards import problems
@@ -27,7 +28,7 @@ from tests.hub_server.in_process import attach
 
 BACKBONE = "tester/tiny-vit"
 REPO = "tester/soap-tiny-vit"
-CODE = {path.name for path in code_files()}
+CODE = {f"code/{path.name}" for path in code_files()}
 FILES = {
     ".gitattributes",
     "README.md",

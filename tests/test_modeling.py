@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import AutoModel, ViTForImageClassification, ViTMAEConfig, ViTMAEForPreTraining, ViTMAEModel
 
 from soap_hf import PatchLayout, SOAPModelWrapper, SOAPProjection, SOAPStatistics, fit_soap
-from soap_hf.errors import BackboneError, HeadError, SOAPError
+from soap_hf.runtime.errors import BackboneError, HeadError, SOAPError
 from tests.conftest import random_projection
 from tests.tiny_backbones import TINY_BACKBONES
 

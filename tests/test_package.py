@@ -63,7 +63,7 @@ def test_the_wheel_is_whole_and_imports_little_outside_the_repository(wheel, tmp
     (tmp_path / "elsewhere").mkdir()
     where, imported = run_python(IMPORT, tmp_path / "elsewhere", PYTHONPATH=str(tmp_path / "unzipped"))
     assert Path(where) == tmp_path / "unzipped" / "soap_hf" / "__init__.py"
-    assert "soap_hf.modeling_soap" in imported.split()
+    assert "soap_hf.heads.model" in imported.split()
     assert not {name.partition(".")[0] for name in imported.split()} & HEAVY
 
 
@@ -91,7 +91,7 @@ def test_the_version_is_written_in_one_place_and_agrees_with_the_papers():
 
 
 def module_name(path):
-    """`soap_hf.data` for `soap_hf/data.py`, `soap_hf` for its `__init__.py`."""
+    """`soap_hf.data.data_sets` for `soap_hf/data.py`, `soap_hf` for its `__init__.py`."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
@@ -99,14 +99,10 @@ MODULES = {module_name(path): path for path in SOURCES}
 
 
 def imports_of(name):
-    """Modules of the package that a module imports, anywhere in its source but in `try`.
-
-    A head's code runs without the package too: what it reaches of the floors above, it asks for in `try`.
-    """
+    """Modules of the package that a module imports anywhere in its source, inside functions and `try` too."""
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
-    asked = {node for single in ast.walk(tree) if isinstance(single, ast.Try) for node in ast.walk(single)}
     package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
-    for node in set(ast.walk(tree)) - asked:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
         elif isinstance(node, ast.ImportFrom):
@@ -116,17 +112,72 @@ def imports_of(name):
             yield from inside or ([base] if base in MODULES else [])
 
 
+def wing_of(name):
+    """The part of the house that a module stands in: a wing, or the module itself on the ground plan."""
+    return name.split(".")[1] if "." in name else name
+
+
+WINGS = (
+    ("runtime", "version"),
+    ("files",),
+    ("statistics", "layout", "data"),
+    ("heads",),
+    ("fitting",),
+    ("attach", "evaluation", "extract"),
+    ("figures", "pipelines"),
+    ("cli",),
+)
+"""The floors of the house: a wing imports those below it."""
+
+FLOORS = {wing: floor for floor, wings in enumerate(WINGS) for wing in wings}
+RUNTIME = sorted((ROOT / "soap_hf" / "runtime").glob("[!_]*.py"))
+
+
 def test_imports_run_one_way():
     graph = {name: set(imports_of(name)) - {name} for name in MODULES}
     order = list(TopologicalSorter(graph).static_order())  # raises CycleError
-    assert {"soap_hf.errors", "soap_hf.fit_inputs", "soap_hf.data"} <= graph["soap_hf.fitting"]
+    assert {"soap_hf.runtime.errors", "soap_hf.data.data_sets"} <= graph["soap_hf.fitting.fit"]
     assert "soap_hf" not in set().union(*graph.values()), "no module imports the package as a whole"
-    assert order.index("soap_hf.projection") < order.index("soap_hf.modeling_soap") < order.index("soap_hf.cli")
+    assert (
+        order.index("soap_hf.runtime.projection") < order.index("soap_hf.heads.model") < order.index("soap_hf.cli.app")
+    )
+
+
+def test_wings_stand_on_the_wings_below_them():
+    outside = {"soap_hf", "soap_hf.__main__"}  # the faces of the house
+    assert {wing_of(name) for name in MODULES} - {"soap_hf", "__main__"} == set(FLOORS)
+    for name in MODULES.keys() - outside:
+        here = wing_of(name)
+        for other in imports_of(name):
+            there = wing_of(other)
+            assert there == here or FLOORS[there] < FLOORS[here], f"{name} imports {other}"
+
+
+def test_the_runtime_is_small_and_stands_alone():
+    """It travels with every head, and transformers copies what is imported as `from .sibling import …` alone."""
+    assert len(RUNTIME) <= 7
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in RUNTIME) <= 1400
+    allowed = {"torch", "transformers", "safetensors", "huggingface_hub", *sys.stdlib_module_names}
+    for path in RUNTIME:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert {alias.name.partition(".")[0] for alias in node.names} <= allowed, path
+            elif isinstance(node, ast.ImportFrom) and node.level:
+                assert node.level == 1, path
+                assert node.module in {sibling.stem for sibling in RUNTIME}, path
+            elif isinstance(node, ast.ImportFrom):
+                assert str(node.module).partition(".")[0] in allowed, path
 
 
 def test_no_module_is_long():
     lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
-    assert {name: length for name, length in lengths.items() if length > 310} == {}
+    assert {name: length for name, length in lengths.items() if length > 450} == {}
+
+
+def test_every_wing_names_its_door():
+    for wing in (ROOT / "soap_hf").glob("*/__init__.py"):
+        doors = re.findall(r"The door is `(\w+)`", ast.get_docstring(ast.parse(wing.read_text(encoding="utf-8"))))
+        assert [(wing.parent / f"{door}.py").exists() for door in doors] == [True], wing
 
 
 def test_nothing_opens_a_pickle():

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from soap_hf import PatchLayout, SOAPModelWrapper
-from soap_hf.errors import BackboneError, HeadError, LayoutError
+from soap_hf.runtime.errors import BackboneError, HeadError, LayoutError
 from tests.conftest import random_projection
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}

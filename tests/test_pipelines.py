@@ -11,10 +11,10 @@ from PIL import Image
 from transformers import pipeline
 
 from soap_hf import SOAPModelWrapper, SOAPProjection
-from soap_hf.errors import HeadError
 from soap_hf.evaluation.bilateral_solver import BilateralGrid
 from soap_hf.evaluation.comparison import Comparison
 from soap_hf.evaluation.salient_object import coarse_mask, in_whole_patches, raw_grid, resized
+from soap_hf.runtime.errors import HeadError
 from tests.conftest import noise_image
 
 TASK = "salient-object-segmentation"
@@ -74,7 +74,7 @@ def test_the_object_comes_as_mask_score_map_and_box(segment, scene):
 def test_it_is_what_the_evaluation_measures(model, segment, apply_soap, arm):
     image = noise_image(0, (61, 45))
     comparison = Comparison.of(model)
-    tokens = comparison.arms[arm](raw_grid(comparison, resized(image, in_whole_patches((45, 61), 8))))
+    tokens = comparison.methods[arm](raw_grid(comparison, resized(image, in_whole_patches((45, 61), 8))))
     mask = coarse_mask(tokens, (45, 61))
     scores = BilateralGrid(np.array(image)).refine(mask).clip(0, 1)
     assert segment(image, apply_soap=apply_soap)["score_map"].numpy() == pytest.approx(scores, abs=1e-6)

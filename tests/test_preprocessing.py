@@ -17,9 +17,9 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from soap_hf.errors import DataError
-from soap_hf.preprocessing import ImagePreprocessor, load_image_processor, to_rgb
-from soap_hf.synthetic import IMAGENET_MEAN, IMAGENET_STD
+from soap_hf.data.preprocessing import ImagePreprocessor, load_image_processor, to_rgb
+from soap_hf.runtime.errors import DataError
+from soap_hf.statistics.synthetic import IMAGENET_MEAN, IMAGENET_STD
 from tests.conftest import noise_image
 
 OPENCLIP = {"image_mean": [0.481, 0.458, 0.408], "image_std": [0.269, 0.261, 0.276]}

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from soap_hf import SOAPStatistics
-from soap_hf.processes import join_processes, merged_counts, merged_moments, sum_unless_one_failed
-from soap_hf.token_statistics import ResponseCounts, TokenMoments
+from soap_hf.fitting.processes import join_processes, merged_counts, merged_moments, sum_unless_one_failed
+from soap_hf.statistics.token_statistics import ResponseCounts, TokenMoments
 from tests import distributed_fits
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from soap_hf import SOAPProjection
-from soap_hf.errors import HeadError
+from soap_hf.runtime.errors import HeadError
 from tests.conftest import random_projection
 
 DIM = 32

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from typer.main import get_command
 
-from soap_hf.cli import app
+from soap_hf.cli.app import app
 from tests.conftest import EXAMPLES
 
 README = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")

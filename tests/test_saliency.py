@@ -11,7 +11,6 @@ from datasets import Dataset
 from PIL import Image
 
 from soap_hf import SOAPModelWrapper, SOAPProjection, SOAPStatistics
-from soap_hf.errors import BackboneError, DataError, HeadError, NonFiniteTokensError
 from soap_hf.evaluation import salient_object
 from soap_hf.evaluation.bilateral_solver import BilateralGrid
 from soap_hf.evaluation.comparison import Comparison
@@ -19,6 +18,7 @@ from soap_hf.evaluation.examples import Examples
 from soap_hf.evaluation.saliency import METRICS, evaluate_saliency, object_in_mask
 from soap_hf.evaluation.saliency_metrics import f_measures
 from soap_hf.evaluation.salient_object import coarse_mask, in_whole_patches, raw_grid, resized
+from soap_hf.runtime.errors import BackboneError, DataError, HeadError, NonFiniteTokensError
 from tests.conftest import noise_image
 from tests.tiny_backbones import TINY_BACKBONES
 
@@ -111,7 +111,9 @@ def test_without_the_solver_the_rest_stays_as_it_is(comparison):
 def test_arms_that_remove_nothing_do_not_differ(model):
     dataset = scenes(*((noise_image(seed), scene((8, 8, 24, 24), (40, 32))[1]) for seed in range(4)))
     comparison = Comparison.of(model)
-    comparison = dataclasses.replace(comparison, arms={name: SOAPProjection.identity(32) for name in comparison.arms})
+    comparison = dataclasses.replace(
+        comparison, methods={name: SOAPProjection.identity(32) for name in comparison.methods}
+    )
     for row in evaluated(comparison, dataset).rows:
         assert all(row[f"raw_{metric}"] == row[f"soap_{metric}"] for metric in METRICS)
 
@@ -144,7 +146,7 @@ def test_max_f_is_the_maximum_of_the_mean_curve(comparison):
     curves = []
     for row in dataset:
         tokens = raw_grid(comparison, resized(row["image"], in_whole_patches(row["image"].size[::-1], 8)))
-        mask = coarse_mask(comparison.arms["soap"](tokens), row["image"].size[::-1])
+        mask = coarse_mask(comparison.methods["soap"](tokens), row["image"].size[::-1])
         refined = BilateralGrid(np.array(row["image"])).refine(mask).clip(0, 1)
         curves.append(f_measures(refined, np.array(row["mask"]) > 127))
     assert found.summary["means"]["soap"]["max_f_bilateral"] == pytest.approx(np.mean(curves, axis=0).max())
@@ -292,7 +294,7 @@ def test_command_line_refuses_folders_that_do_not_pair_up(refused, head, folders
     assert "1 of 3 files have no image of the same name (one.bmp)" in refused(*command)
     for path in (images / "2.png", masks / "2.bmp", masks / "one.bmp"):
         path.unlink()
-    assert "at least 2 images" in refused(*command)
+    assert "2 images are needed" in refused(*command)
 
 
 def test_command_line_refuses_masks_of_another_size_on_request(run, head, folders):

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from soap_hf import SOAPConfig, SOAPModelWrapper, SOAPProjection, SOAPStatistics, fit_soap
-from soap_hf.errors import BackboneError, DataError, HeadError, HubError, OutputError
+from soap_hf.runtime.errors import BackboneError, DataError, HeadError, HubError, OutputError
 from tests.conftest import noise_image, random_projection
 
 HEAD_FILES = {"README.md", "config.json", "model.safetensors", "preprocessor_config.json", "statistics.safetensors"}

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from soap_hf import semantic_invariance, suppression_weights
-from soap_hf.errors import SOAPError
-from soap_hf.semantic_invariance import position_scores, resolve_mu
+from soap_hf.runtime.errors import SOAPError
+from soap_hf.statistics.semantic_invariance import position_scores, resolve_mu
 
 GRIDS = st.lists(st.integers(1, 4), min_size=1, max_size=3).map(tuple)
 SEEDS = st.integers(0, 2**32 - 1)

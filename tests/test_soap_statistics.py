@@ -10,9 +10,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from soap_hf import SOAPStatistics
-from soap_hf.errors import HeadError, OutputError, SOAPError
-from soap_hf.soap_statistics import LEADING_COMPONENTS, STORED_COMPONENTS
-from soap_hf.token_statistics import PrincipalComponents, ResponseCounts, TokenMoments
+from soap_hf.runtime.errors import HeadError, OutputError, SOAPError
+from soap_hf.statistics.soap_statistics import LEADING_COMPONENTS, STORED_COMPONENTS
+from soap_hf.statistics.token_statistics import PrincipalComponents, ResponseCounts, TokenMoments
 
 GRID, DIM = (4, 4), 80
 POSITION, CONTENT = 7, 11
@@ -181,7 +181,9 @@ def test_saving_again_loses_nothing(statistics, tmp_path):
 def test_more_components_than_were_saved_are_refused(statistics, tmp_path):
     assert statistics.projection(mu=DIM).rank == DIM
     statistics.save(tmp_path / "file", num_components=8)
-    with pytest.raises(SOAPError, match=r"mu=80 removes 80 components, but these statistics hold the vectors of \d\d"):
+    with pytest.raises(
+        SOAPError, match=r"80 components are asked for, but these statistics do not hold the vectors of \d\d"
+    ):
         SOAPStatistics.load(tmp_path / "file").projection(mu=DIM)
 
 

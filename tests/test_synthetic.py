@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from soap_hf import synthesize_images
-from soap_hf.errors import SOAPError
-from soap_hf.synthetic import IMAGENET_MEAN, IMAGENET_STD, _gradient, _inverse_dct, _pink_noise
+from soap_hf.runtime.errors import SOAPError
+from soap_hf.statistics.synthetic import IMAGENET_MEAN, IMAGENET_STD, _gradient, _inverse_dct, _pink_noise
 
 NORMALISED = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 

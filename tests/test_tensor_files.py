@@ -10,9 +10,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from soap_hf import tensor_files
-from soap_hf.errors import HeadError, OutputError
-from soap_hf.tensor_files import read_tensors, replacing, staging_folder, write_tensors
+from soap_hf import files
+from soap_hf.files import replacing, staging_folder, write_tensors
+from soap_hf.runtime.errors import HeadError, OutputError
+from soap_hf.runtime.head_files import read_tensors
 
 TENSORS = {"a": torch.randn(3, 4), "b": torch.arange(5), "c": torch.randn(2, dtype=torch.float64)}
 
@@ -83,7 +84,7 @@ def test_only_a_file_of_the_users_own_may_be_of_any_size_and_dtype(tmp_path, mon
     large, flags = tmp_path / "large", tmp_path / "flags"
     write_tensors(large, {"a": torch.ones(8)}, {})
     write_tensors(flags, {"a": torch.ones(8, dtype=torch.bool)}, {})
-    monkeypatch.setattr("soap_hf.tensor_files.MAX_FILE", 64)
+    monkeypatch.setattr("soap_hf.runtime.head_files.MAX_FILE", 64)
     for path in (large, flags):
         with pytest.raises(HeadError):
             read(path, "a")
@@ -113,7 +114,7 @@ def test_a_failed_write_is_said_and_changes_nothing(tmp_path, monkeypatch, error
         Path(path).write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(tensor_files, "save_file", half_written)
+    monkeypatch.setattr(files, "save_file", half_written)
     for name in ("file", "new"):
         with pytest.raises(OutputError, match="No space left on device"):
             write_tensors(tmp_path / name, TENSORS, {})

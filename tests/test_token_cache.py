@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from soap_hf import SOAPStatistics, fit_soap
-from soap_hf.errors import DataError
-from soap_hf.token_cache import TokenCache, bytes_of_image, parse_bytes, plan_cache
+from soap_hf.fitting.cache import TokenCache, bytes_of_image, parse_bytes, plan_cache
+from soap_hf.runtime.errors import DataError
 
 SHAPE = (3, 2, 8)
 

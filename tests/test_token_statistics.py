@@ -1,14 +1,18 @@
 """Streaming sums do not depend on how the tokens are cut, their dtype or a large mean; bad tokens add nothing."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from soap_hf import token_statistics
-from soap_hf.errors import NonFiniteTokensError, SOAPError
-from soap_hf.token_statistics import JACKKNIFE_GROUPS, PrincipalComponents, ResponseCounts, TokenMoments
+from soap_hf.fitting import processes
+from soap_hf.runtime.errors import NonFiniteTokensError, SOAPError
+from soap_hf.statistics import token_statistics
+from soap_hf.statistics.token_statistics import JACKKNIFE_GROUPS, PrincipalComponents, ResponseCounts, TokenMoments
 
 GRID, DIM, IMAGES = (3, 2), 5, 23
 SCALES = torch.tensor([4.0, 2.0, 1.0, 0.5, 0.1])
@@ -67,28 +71,44 @@ def test_any_chunking_gives_the_same_moments_and_counts(cut):
     assert torch.equal(streamed.images, whole.images)
 
 
-@properties
-@given(cuts)
-def test_accumulators_add_up(cut):
+class Together:
+    """Adds up the tensors of threads that stand for processes, each of which calls it as often as the others."""
+
+    def __init__(self, number: int):
+        self.num_processes = number
+        self._barrier, self._lock, self._sums = threading.Barrier(number), threading.Lock(), {}
+        self._calls = threading.local()
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        call = self._calls.number = getattr(self._calls, "number", -1) + 1
+        with self._lock:
+            self._sums[call] = self._sums.get(call, 0) + tensor
+        self._barrier.wait(timeout=60)
+        return self._sums[call]
+
+
+def merged(merge, parts, monkeypatch):
+    """What each process gets that merges its part with those of the others."""
+    together = Together(len(parts))
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "sum_over_processes", together)
+        patch.setattr(processes, "PartialState", lambda: together)
+        with ThreadPoolExecutor(len(parts)) as pool:
+            return list(pool.map(merge, parts))
+
+
+@pytest.mark.parametrize("cut", [[], [5], [0, 0, 23], [1, 2, 3, 20], [7, 7, 15]])
+def test_the_accumulators_of_processes_add_up(cut, monkeypatch):
     tokens = random_tokens()
     principal = moments(tokens).principal_components()
     chunks = tokens.tensor_split(cut)
-    merged_moments, merged_counts = TokenMoments(DIM), ResponseCounts(principal, GRID)
-    for chunk in chunks:
-        merged_moments = merged_moments + moments(chunk)
-        merged_counts = merged_counts + counts(principal, chunk)
-    assert_same_moments(merged_moments, moments(tokens))
-    assert merged_counts.num_images == IMAGES
-    assert torch.equal(merged_counts.response(), counts(principal, tokens).response())
-
-
-def test_adding_leaves_the_parts_as_they_were():
-    tokens = random_tokens()
-    part, principal = moments(tokens), moments(tokens).principal_components()
-    answers = counts(principal, tokens)
-    _ = part + part, answers + answers
-    assert_same_moments(part, moments(tokens))
-    assert torch.equal(answers.positive, counts(principal, tokens).positive)
+    parts = [moments(chunk) for chunk in chunks]
+    for total in merged(processes.merged_moments, parts, monkeypatch):
+        assert_same_moments(total, moments(tokens))
+    assert [part.count for part in parts] == [chunk[..., 0].numel() for chunk in chunks], "the parts stay as they were"
+    for total in merged(processes.merged_counts, [counts(principal, chunk) for chunk in chunks], monkeypatch):
+        assert total.num_images == IMAGES
+        assert torch.equal(total.response(), counts(principal, tokens).response())
 
 
 def test_rows_are_worked_off_in_blocks(monkeypatch):
@@ -100,14 +120,12 @@ def test_rows_are_worked_off_in_blocks(monkeypatch):
     assert torch.equal(counts(principal, tokens).positive, whole[1].positive)
 
 
-def test_empty_accumulators_merge_but_give_no_result():
-    empty = TokenMoments(DIM) + TokenMoments(DIM)
+def test_empty_accumulators_give_no_result():
     with pytest.raises(SOAPError, match="at least 2 patch tokens"):
-        empty.covariance()
-    assert_same_moments(empty + moments(random_tokens()), moments(random_tokens()))
+        TokenMoments(DIM).covariance()
     principal = moments(random_tokens()).principal_components()
     with pytest.raises(SOAPError, match="at least one image"):
-        (ResponseCounts(principal, GRID) + ResponseCounts(principal, GRID)).response()
+        ResponseCounts(principal, GRID).response()
 
 
 def test_one_token_has_no_covariance():
@@ -212,14 +230,6 @@ def test_a_single_image_leaves_no_group_out():
     tokens = random_tokens()
     principal = moments(tokens).principal_components()
     assert list(counts(principal, tokens[:1]).leave_one_group_out()) == []
-
-
-def test_responses_of_other_components_or_grids_do_not_add_up():
-    principal = [TokenMoments(3).update(torch.randn(50, 3)).principal_components() for _ in range(2)]
-    with pytest.raises(SOAPError, match="share one grid"):
-        ResponseCounts(principal[0], (2, 2)) + ResponseCounts(principal[1], (2, 2))
-    with pytest.raises(SOAPError, match="share one grid"):
-        ResponseCounts(principal[0], (1, 2)) + ResponseCounts(principal[0], (2, 2))
 
 
 def test_equal_float64_tokens_are_refused_too():

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy.linalg import eigh
 from scipy.sparse.linalg import ArpackNoConvergence
 
-from soap_hf.errors import MissingExtraError, SOAPError
 from soap_hf.evaluation import tokencut
 from soap_hf.evaluation.tokencut import links, object_of, second_eigenvector, token_cut
+from soap_hf.runtime.errors import MissingExtraError, SOAPError
 
 properties = settings(max_examples=40, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 2**32 - 1)

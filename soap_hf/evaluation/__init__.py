@@ -1,11 +1,11 @@
-"""Measures of what a head does to a backbone's patch tokens."""
+"""Measures of what a head does to a backbone's patch tokens. The door is `comparison`."""
 
 from typing import TYPE_CHECKING, Any
 
-from .arms import arm_projections
 from .comparison import Comparison
 from .examples import Examples, open_pairs
 from .knn import evaluate_knn
+from .methods import method_projections
 from .position import evaluate_position, position_variance_share
 from .segmentation import evaluate_segmentation
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 __all__ = [
     "Comparison",
     "Examples",
-    "arm_projections",
     "evaluate_knn",
     "evaluate_position",
     "evaluate_saliency",
     "evaluate_segmentation",
+    "method_projections",
     "open_pairs",
     "position_variance_share",
 ]

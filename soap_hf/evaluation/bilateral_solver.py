@@ -6,7 +6,7 @@ appendix. Numbers of equations below are theirs.
 
 import numpy as np
 
-from ..errors import MissingExtraError, SOAPError
+from ..runtime.errors import MissingExtraError, SOAPError
 
 try:
     from pandas import factorize

@@ -1,27 +1,22 @@
-"""One comparison: a head, the arms that clean its raw tokens, and the pixels they are made from."""
+"""One comparison: a head, the methods that clean its raw tokens, and the pixels they are made from."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..call_convention import evaluation_mode
-from ..errors import NonFiniteTokensError
-from ..modeling_soap import SOAPModelWrapper
-from ..preprocessing import ImagePreprocessor
-from ..probing import layer_tokens
-from ..projection import SOAPProjection
-from .arms import arm_projections, head_layer, head_preprocessor
-from .examples import Example, Examples, Prepared
-
-
-class RawTokens(NamedTuple):
-    """Patch tokens `(B, *grid, D)` and, where there are any, CLS tokens `(B, D)`, as the backbone made them."""
-
-    patches: Tensor
-    cls: Tensor | None
+from ..data.image_sample import Batch
+from ..data.preprocessing import ImagePreprocessor
+from ..heads.model import SOAPModelWrapper
+from ..heads.running import RawTokens, head_preprocessor, read_raw_tokens
+from ..layout.probing import evaluation_mode
+from ..runtime.patch_layout import check_finite
+from ..runtime.projection import SOAPProjection
+from .examples import Examples
+from .methods import head_layer, method_projections
+from .results import Results, summary
 
 
 @dataclass(frozen=True)
@@ -32,13 +27,13 @@ class Comparison:
         model ([`SOAPModelWrapper`]): the head and its backbone.
         layer (`int`): the layer that is compared.
         preprocess ([`ImagePreprocessor`]): makes the pixels.
-        arms (`dict[str, SOAPProjection]`): as `arm_projections` gives them; all clean the same raw tokens.
+        methods (`dict[str, SOAPProjection]`): as `method_projections` gives them; all clean the same raw tokens.
     """
 
     model: SOAPModelWrapper
     layer: int
     preprocess: ImagePreprocessor
-    arms: dict[str, SOAPProjection]
+    methods: dict[str, SOAPProjection]
 
     @classmethod
     def of(
@@ -49,16 +44,16 @@ class Comparison:
         rank: int | None = None,
         layer: int | None = None,
         image_size: int | tuple[int, int] | None = None,
+        preprocess: ImagePreprocessor | None = None,
     ) -> "Comparison":
-        """The comparison of `methods` on one layer; arguments as in `arm_projections` and `head_preprocessor`."""
-        layer, preprocess = head_layer(model, layer), head_preprocessor(model, image_size)
-        return cls(
-            model, layer, preprocess, arm_projections(model, methods, preprocess=preprocess, rank=rank, layer=layer)
-        )
+        """The comparison of `methods` on one layer; arguments as in `method_projections` and `head_preprocessor`."""
+        layer, preprocess = head_layer(model, layer), preprocess or head_preprocessor(model, image_size)
+        projections = method_projections(model, methods, preprocess=preprocess, rank=rank, layer=layer)
+        return cls(model, layer, preprocess, projections)
 
     @torch.no_grad()
     def raw_tokens(self, pixels: Tensor) -> RawTokens:
-        """Runs the backbone once and leaves its tokens as they are.
+        """Runs the backbone once and leaves its tokens as they are, in float32.
 
         Args:
             pixels (`torch.Tensor` of shape `(B, 3, H, W)`): as the image processor makes them, on any device.
@@ -66,26 +61,34 @@ class Comparison:
         Raises:
             NonFiniteTokensError: a token holds NaN or Inf.
         """
-        layout = self.model.layouts[self.layer]
-        with evaluation_mode(self.model), self.model.disabled():
-            outputs = self.model(pixels.to(self.model.device, self.model.dtype))
-        tokens = layer_tokens(outputs, self.layer).float()
-        if not torch.isfinite(tokens).all():
-            raise NonFiniteTokensError(
-                f"The backbone's tokens hold NaN or Inf in {self.model.dtype}: check its weights."
-            )
-        patches = layout.patches(tokens, (pixels.shape[-2], pixels.shape[-1]))
-        return RawTokens(patches, tokens[:, 0] if layout.order == "tokens" and layout.prefix else None)
+        with evaluation_mode(self.model):
+            patches, cls = read_raw_tokens(self.model, pixels, "these images")[self.layer]
+        if cls is not None:
+            check_finite(cls, "The CLS tokens of these images")
+        return RawTokens(patches.float(), None if cls is None else cls.float())
 
     def read(
         self, examples: Examples, batch_size: int, *, phase: str, progress: bool
-    ) -> Iterator[tuple[list[Prepared], RawTokens]]:
+    ) -> Iterator[tuple[Batch, RawTokens]]:
         """Each batch of images, as the head's image processor crops and resizes them, and its raw tokens."""
-        for batch in examples.batches(self._pixels, batch_size, phase=phase, progress=progress):
-            yield batch, self.raw_tokens(torch.stack([one.value for one in batch]))
+        for batch in examples.batches(self.preprocess.of_example, batch_size, phase=phase, progress=progress):
+            yield batch, self.raw_tokens(batch.values)
 
-    def _pixels(self, example: Example) -> Tensor:
-        return self.preprocess(example.image)
+    def results(
+        self,
+        name: str,
+        rows: Sequence[dict[str, Any]],
+        metrics: Iterable[str],
+        *,
+        counts: dict[str, int],
+        command: str | None,
+        **settings: Any,
+    ) -> Results:
+        """What an evaluation found, from its rows; `settings` are those that it has beside the comparison's."""
+        found = summary(
+            rows, self.methods, metrics, counts=counts, settings={**self.settings(), **settings}, command=command
+        )
+        return Results(name, list(rows), found)
 
     def settings(self) -> dict[str, Any]:
         """What the numbers depend on, for a summary."""
@@ -99,5 +102,5 @@ class Comparison:
             "mu": config.mu,
             "tau": config.tau,
             "threshold": config.threshold,
-            "ranks": {name: arm.rank for name, arm in self.arms.items()},
+            "ranks": {name: projection.rank for name, projection in self.methods.items()},
         }

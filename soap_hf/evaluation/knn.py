@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..errors import DataError, SOAPError
+from ..runtime.errors import DataError, SOAPError
 from .comparison import Comparison
 from .examples import Examples, short_names
-from .results import Results, summary
+from .results import Results
 
 NEIGHBOURS = (1, 5, 10, 20)
 """Numbers of neighbours that are reported."""
@@ -39,15 +39,15 @@ def evaluate_knn(
     (`mean`), and both, each of length 1, side by side (`cls_mean`).
 
     Args:
-        comparison ([`Comparison`]): the head and its arms.
+        comparison ([`Comparison`]): the head and its methods.
         train, test ([`Examples`]): images with labels.
         neighbours (sequence of `int`, defaults to `(1, 5, 10, 20)`): the numbers `k` of neighbours.
-        batch_size (`int`, defaults to 32): images a forward pass.
+        batch_size (`int`, defaults to 32): images in a forward pass.
         progress (`bool`, defaults to `True`): show bars.
         command (`str`, *optional*): noted in the summary.
 
     Returns:
-        [`Results`]: a row a test image; `<arm>_<feature>_k<k>` is 1 if it was classified rightly, else 0.
+        [`Results`]: one row per test image; `<method>_<feature>_k<k>` is 1 if it was classified rightly, else 0.
 
     Raises:
         SOAPError: a `k` below 1.
@@ -58,7 +58,7 @@ def evaluate_knn(
         >>> from datasets import Dataset
         >>> from PIL import Image
         >>> from transformers import ViTConfig, ViTModel
-        >>> from soap_hf.modeling_soap import SOAPModelWrapper
+        >>> from soap_hf import SOAPModelWrapper
         >>> vit = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
         ...                          image_size=32, patch_size=8))
         >>> shades = [(20 * i, 0, 0) for i in range(6)] + [(0, 0, 150 + 20 * i) for i in range(6)]
@@ -83,9 +83,9 @@ def evaluate_knn(
             guesses = weighted_vote(similarities[:, :k], targets[found[:, :k]], len(classes)).argmax(dim=1)
             for row, right in zip(query_rows, (guesses == truth).tolist(), strict=True):
                 row[f"{name}_k{k}"] = int(right)
-    found_summary = summary(
+    return comparison.results(
+        "knn",
         query_rows,
-        comparison.arms,
         [f"{feature}_k{k}" for feature in ("cls", "mean", "cls_mean") for k in neighbours],
         counts={
             "test_images": len(query_rows),
@@ -93,10 +93,9 @@ def evaluate_knn(
             "classes": len(classes),
             "bad_images": len(train.bad_images) + len(test.bad_images),
         },
-        settings={**comparison.settings(), "temperature": TEMPERATURE},
         command=command,
+        temperature=TEMPERATURE,
     )
-    return Results("knn", query_rows, found_summary)
 
 
 def refuse_bad_neighbours(neighbours: Sequence[int]) -> None:
@@ -163,13 +162,13 @@ def weighted_vote(similarities: Tensor, labels: Tensor, num_classes: int) -> Ten
 
 def _classes(train: Examples, test: Examples, k: int) -> dict[str, int]:
     """Numbers of the classes by name."""
-    sizes = Counter(train.labels.values())
+    sizes = Counter(train.labels)
     if len(sizes) < 2:
         raise DataError(f"The training images are of {len(sizes)} class; k-NN needs at least 2.")
     name, size = min(sizes.items(), key=lambda item: item[1])
     if size < k:
         raise DataError(f"Class {name!r} has {size} training images, fewer than k = {k}; leave it out or lower k.")
-    if unknown := sorted(set(test.labels.values()) - set(sizes)):
+    if unknown := sorted(set(test.labels) - set(sizes)):
         raise DataError(f"Class {unknown[0]!r} of the test images has no training image; leave it out or add some.")
     return {name: number for number, name in enumerate(sorted(sizes))}
 
@@ -177,17 +176,17 @@ def _classes(train: Examples, test: Examples, k: int) -> dict[str, int]:
 def _features(
     comparison: Comparison, examples: Examples, batch_size: int, phase: str, progress: bool
 ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """The images, a row each, and their features `(N, ·)` by `<arm>_<feature>`."""
-    read, means, cls = [], [], []
+    """The images, one row per image, and their features `(N, ·)` by `<method>_<feature>`."""
+    names: list[str] = []
+    labels: list[str] = []
+    means, cls = [], []
     for batch, raw in comparison.read(examples, batch_size, phase=phase, progress=progress):
-        read += batch
+        names += batch.names
+        labels += [examples.labels[position] for position in batch.positions]
         means.append(raw.patches.flatten(1, -2).mean(dim=1))
         if raw.cls is not None:
             cls.append(raw.cls)
-    rows = [
-        {"image": name, "label": examples.labels[one.number]}
-        for name, one in zip(short_names([one.name for one in read]), read, strict=True)
-    ]
+    rows = [{"image": name, "label": label} for name, label in zip(short_names(names), labels, strict=True)]
     return rows, dict(_kinds(comparison, torch.cat(means), torch.cat(cls) if cls else None))
 
 
@@ -196,7 +195,7 @@ def _kinds(comparison: Comparison, mean: Tensor, cls: Tensor | None) -> Iterator
     cls = None if cls is None else normalize(cls, dim=-1)
     if cls is not None:
         yield "raw_cls", cls
-    for name, projection in comparison.arms.items():
+    for name, projection in comparison.methods.items():
         clean = normalize(projection(mean), dim=-1)  # the mean of clean tokens: a projection is linear
         yield f"{name}_mean", clean
         if cls is not None:

@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor
 
-from ..errors import SOAPError
-from ..token_statistics import TokenMoments
+from ..runtime.errors import SOAPError
+from ..statistics.token_statistics import TokenMoments
 from .comparison import Comparison
 from .examples import Examples, short_names
-from .results import Results, summary
+from .results import Results
 
 RIDGE = 1.0
 """Strength of the probe's ridge, in mean variances of the raw tokens: what it finds must stand out that far."""
@@ -28,16 +28,16 @@ def evaluate_position(
     in memory, in float32.
 
     Args:
-        comparison ([`Comparison`]): the head and its arms.
+        comparison ([`Comparison`]): the head and its methods.
         images ([`Examples`]): images that the head was not fitted on.
         ridge (`float`, defaults to 1.0): as in `position_probe`.
-        batch_size (`int`, defaults to 32): images a forward pass.
+        batch_size (`int`, defaults to 32): images in a forward pass.
         progress (`bool`, defaults to `True`): show bars.
         command (`str`, *optional*): noted in the summary.
 
     Returns:
-        [`Results`]: a row an image, whose `<arm>_share` is what `position_shares` gives; the means over images are the
-        values for all images.
+        [`Results`]: one row per image, whose `<method>_share` is what `position_shares` gives; the means over images
+        are the values for all images.
 
     Raises:
         SOAPError: `ridge` is not positive, the grid is a single row or column, or the raw tokens do not vary.
@@ -46,7 +46,7 @@ def evaluate_position(
         >>> from datasets import Dataset
         >>> from PIL import Image
         >>> from transformers import ViTConfig, ViTModel
-        >>> from soap_hf.modeling_soap import SOAPModelWrapper
+        >>> from soap_hf import SOAPModelWrapper
         >>> vit = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
         ...                          image_size=32, patch_size=8))
         >>> images = Dataset.from_dict({"image": [Image.new("RGB", (32, 32), (40 * i, 0, 0)) for i in range(6)]})
@@ -56,26 +56,25 @@ def evaluate_position(
         ['image', 'raw_share', 'raw_row_r2', 'raw_column_r2']
     """
     _refuse_bad_ridge(ridge)
-    read, parts = [], []
+    names, parts = [], []
     for batch, of_batch in comparison.read(images, batch_size, phase="images", progress=progress):
-        read += batch
+        names += batch.names
         parts.append(of_batch.patches.cpu())
     raw = torch.cat(parts)
-    rows = [{"image": name} for name in short_names([one.name for one in read])]
-    for name, projection in comparison.arms.items():
+    rows = [{"image": name} for name in short_names(names)]
+    for name, projection in comparison.methods.items():
         tokens = projection(raw)
         shares, r2 = position_shares(tokens, raw), position_probe(tokens, raw, ridge=ridge)
         for row, share, (row_r2, column_r2) in zip(rows, shares.tolist(), r2.tolist(), strict=True):
             row |= {f"{name}_share": share, f"{name}_row_r2": row_r2, f"{name}_column_r2": column_r2}
-    found = summary(
+    return comparison.results(
+        "position",
         rows,
-        comparison.arms,
         ("share", "row_r2", "column_r2"),
         counts={"images": len(rows), "positions": raw[0, ..., 0].numel(), "bad_images": len(images.bad_images)},
-        settings={**comparison.settings(), "ridge": ridge},
         command=command,
+        ridge=ridge,
     )
-    return Results("position", rows, found)
 
 
 def position_variance_share(tokens: Tensor, raw: Tensor | None = None) -> float:
@@ -134,7 +133,7 @@ def position_probe(tokens: Tensor, raw: Tensor, *, ridge: float = RIDGE) -> Tens
 
     Two probes, each fitted on every other image and measured on the rest. What a head has only scaled down (by one
     minus the score) a probe without a ridge would scale up again: the ridge is a multiple of the mean variance of the
-    *raw* tokens along a direction, so that it is the same for every arm.
+    *raw* tokens along a direction, so that it is the same for every method.
 
     Args:
         tokens, raw (`torch.Tensor` of shape `(N, *grid, D)`): clean and raw tokens of the same images; the last two

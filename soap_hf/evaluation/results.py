@@ -11,10 +11,10 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from ..errors import SOAPError
-from ..tensor_files import staging_folder
+from ..files import staging_folder
+from ..runtime.errors import SOAPError
 from ..version import package_versions
-from .arms import RAW
+from .methods import RAW
 
 DRAWS_AT_ONCE = 1 << 22
 """Random numbers drawn at a time, so that the memory of a bootstrap stays bounded."""
@@ -29,7 +29,7 @@ class Interval(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What an evaluation gives: its name, a row an image (as `<name>.csv`), and a summary (as `summary.json`)."""
+    """What an evaluation gives: its name, one row per image (as `<name>.csv`), and a summary (as `summary.json`)."""
 
     name: str
     rows: list[dict[str, Any]]
@@ -42,7 +42,7 @@ def paired_difference(
     """Mean over images of `after - before`, with its bootstrap 95 % interval (percentiles over resampled images).
 
     Args:
-        before, after (sequence of `float`, or `torch.Tensor` of shape `(N,)`): one value an image, in one order.
+        before, after (sequence of `float`, or `torch.Tensor` of shape `(N,)`): one value per image, in one order.
         repeats (`int`, defaults to 10,000): resamples.
         seed (`int`, defaults to 0): of the resamples.
 
@@ -56,7 +56,7 @@ def paired_difference(
     first, second = (torch.as_tensor(values, dtype=torch.float64) for values in (before, after))
     if first.shape != second.shape or first.ndim != 1 or not torch.isfinite(first + second).all():
         raise SOAPError(
-            f"A paired difference needs a finite value an image on both sides, not {tuple(first.shape)} and "
+            f"A paired difference needs a finite value per image on both sides, not {tuple(first.shape)} and "
             f"{tuple(second.shape)} values."
         )
     differences = second - first
@@ -88,7 +88,7 @@ def interval(mean: float, resampled: Tensor) -> Interval:
 
 def summary(
     rows: Sequence[dict[str, Any]],
-    arms: Iterable[str],
+    methods: Iterable[str],
     metrics: Iterable[str],
     *,
     counts: dict[str, int],
@@ -98,32 +98,34 @@ def summary(
     """What `summary.json` holds, from the rows of the images.
 
     Args:
-        rows (sequence of `dict`): one an image, with a value `f"{arm}_{metric}"` for each arm and metric.
-        arms (iterable of `str`): `"raw"` and those measured against it.
-        metrics (iterable of `str`): a metric that an arm's rows do not have is left out for that arm.
+        rows (sequence of `dict`): one an image, with a value `f"{method}_{metric}"` for each method and metric.
+        methods (iterable of `str`): `"raw"` and those measured against it.
+        metrics (iterable of `str`): a metric that an method's rows do not have is left out for that method.
         counts (`dict[str, int]`): images, classes and the like.
         settings (`dict`): what the numbers depend on.
         command (`str`, *optional*): the command line that makes them again.
 
     Returns:
-        `means[arm][metric]` and, for every arm but `"raw"`, `differences[arm][metric]`, an [`Interval`] of arm minus
-        raw; `counts`, `settings`, `command` and `versions`.
+        `means[method][metric]` and, for every method but `"raw"`, `differences[method][metric]`, an [`Interval`] of
+        the method minus raw; `counts`, `settings`, `command` and `versions`.
     """
     metrics = list(metrics)
     values = {
-        arm: {
-            metric: torch.tensor([row[f"{arm}_{metric}"] for row in rows], dtype=torch.float64)
+        method: {
+            metric: torch.tensor([row[f"{method}_{metric}"] for row in rows], dtype=torch.float64)
             for metric in metrics
-            if rows and f"{arm}_{metric}" in rows[0]
+            if rows and f"{method}_{metric}" in rows[0]
         }
-        for arm in arms
+        for method in methods
     }
     return {
-        "means": {arm: {metric: float(one.mean()) for metric, one in own.items()} for arm, own in values.items()},
+        "means": {
+            method: {metric: float(one.mean()) for metric, one in own.items()} for method, own in values.items()
+        },
         "differences": {
-            arm: {metric: paired_difference(values[RAW][metric], one) for metric, one in own.items()}
-            for arm, own in values.items()
-            if arm != RAW
+            method: {metric: paired_difference(values[RAW][metric], one) for metric, one in own.items()}
+            for method, own in values.items()
+            if method != RAW
         },
         "counts": counts,
         "settings": settings,
@@ -133,23 +135,23 @@ def summary(
 
 
 def results_table(found: dict[str, Any], title: str) -> Table:
-    """A row for each metric and arm: its value, and its difference from raw with the bootstrap 95 % interval."""
+    """A row for each metric and method: its value, and its difference from raw with the bootstrap 95 % interval."""
     table = Table(title=title)
-    for name in ("", "arm", "value", "difference", "95 % interval"):
+    for name in ("", "method", "value", "difference", "95 % interval"):
         table.add_column(name, justify="right")
     for metric in dict.fromkeys(metric for own in found["means"].values() for metric in own):
-        arms = [arm for arm, own in found["means"].items() if metric in own]
-        for arm in arms:
-            row = [metric if arm == arms[0] else "", arm, f"{found['means'][arm][metric]:.3f}"]
-            if arm != RAW:
-                mean, low, high = found["differences"][arm][metric]
+        methods = [method for method, own in found["means"].items() if metric in own]
+        for method in methods:
+            row = [metric if method == methods[0] else "", method, f"{found['means'][method][metric]:.3f}"]
+            if method != RAW:
+                mean, low, high = found["differences"][method][metric]
                 row += [f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}"]
-            table.add_row(*row, end_section=arm == arms[-1])
+            table.add_row(*row, end_section=method == methods[-1])
     return table
 
 
 def write_results(output: Path, name: str, rows: Sequence[dict[str, Any]], found: dict[str, Any]) -> None:
-    """Writes `<name>.csv`, a row an image, and `summary.json`, both or neither.
+    """Writes `<name>.csv`, one row per image, and `summary.json`, both or neither.
 
     Args:
         output (`Path`): a folder; `check_output_folder` refuses one that holds other things, before the work.
@@ -161,8 +163,8 @@ def write_results(output: Path, name: str, rows: Sequence[dict[str, Any]], found
         OutputError: the folder cannot be written.
     """
     intervals = {
-        arm: {metric: difference._asdict() for metric, difference in own.items()}
-        for arm, own in found["differences"].items()
+        method: {metric: difference._asdict() for metric, difference in own.items()}
+        for method, own in found["differences"].items()
     }
     with staging_folder(output) as staging:
         with open(staging / f"{name}.csv", "w", newline="", encoding="utf-8") as file:

@@ -9,12 +9,13 @@ from PIL import Image
 from torch import Tensor
 from transformers.utils import logging
 
-from ..errors import DataError
-from .arms import layer_statistics
+from ..data.image_sample import Example
+from ..runtime.errors import DataError
 from .bilateral_solver import BilateralGrid, largest_region
 from .comparison import Comparison
-from .examples import Example, Examples, short_names
-from .results import Results, summary
+from .examples import Examples, short_names
+from .methods import layer_statistics
+from .results import Results
 from .saliency_metrics import accuracy, e_measure, f_measures, iou, s_measure
 from .salient_object import MAX_PATCHES, coarse_mask, in_whole_patches, is_shrunk, patch_stride, raw_grid, resized
 
@@ -37,10 +38,10 @@ class Pair(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What the arms make of one image.
+    """What the methods make of one image.
 
     Attributes:
-        values (`dict[tuple[str, str], float | np.ndarray]`): by metric and arm; of `max_f` a value a threshold.
+        values (`dict[tuple[str, str], float | np.ndarray]`): by metric and method; of `max_f` one value per threshold.
         noted (`list[str]`): what may surprise, by the names of the summary's counts.
     """
 
@@ -60,24 +61,24 @@ def evaluate_saliency(
 ) -> Results:
     """Finds the salient object of each image by TokenCut, on the raw and the clean tokens of one forward pass.
 
-    All arms have one rule for the seed (`token_cut`), one for up-sampling (nearest), and one bilateral grid an image.
-    The backbone sees an image in its own size, to the nearest whole patch (Lanczos), with the image processor's mean
-    and std but without its crop; one of more than 4,096 patches is shrunk to about that many. Where there is nothing
-    to divide, as on an image of one colour, the mask is empty. Both are counted.
+    All methods have one rule for the seed (`token_cut`), one for up-sampling (nearest), and one bilateral grid per
+    image. The backbone sees an image in its own size, to the nearest whole patch (Lanczos), with the image
+    processor's mean and std but without its crop; one of more than 4,096 patches is shrunk to about that many. Where
+    there is nothing to divide, as on an image of one colour, the mask is empty. Both are counted.
 
     Args:
-        comparison ([`Comparison`]): the head and its arms.
+        comparison ([`Comparison`]): the head and its methods.
         examples ([`Examples`]): images with masks, as `object_in_mask` reads them.
         bilateral (`bool`, defaults to `True`): measure after refinement by the fast bilateral solver, too.
         image_size (`(height, width)`, *optional*): resize all images to that, for a backbone that takes no other.
-        centred (`bool`, defaults to `False`): take the fit's mean token from the raw tokens first, before any arm, for
-            a backbone whose tokens have one direction in common that links every patch to every other.
+        centred (`bool`, defaults to `False`): take the fit's mean token from the raw tokens first, before any method,
+            for a backbone whose tokens have one direction in common that links every patch to every other.
         progress (`bool`, defaults to `True`): show a bar.
         command (`str`, *optional*): noted in the summary.
 
     Returns:
-        [`Results`]: a row an image. `<arm>_iou`, `_accuracy`, `_max_f`, `_s_measure` and `_e_measure` are those of the
-        mask. With `_bilateral` behind, they are those of the solver's output, whose mask is what exceeds 0.5;
+        [`Results`]: one row per image. `<method>_iou`, `_accuracy`, `_max_f`, `_s_measure` and `_e_measure` are those
+        of the mask. With `_bilateral` behind, they are those of the solver's output, whose mask is what exceeds 0.5;
         `_iou_bilateral_largest` is of the largest region of that, its holes filled. `max_f` of an image is its
         F-measure at the threshold that is best for the mean over all images, so that its mean is the usual maximal F.
 
@@ -90,34 +91,30 @@ def evaluate_saliency(
     offset = layer_statistics(comparison.model, comparison.layer).mean if centred else None
     prepare = partial(_pair, stride=patch_stride(comparison), image_size=image_size)
     names, measured = [], []
-    for (one,) in examples.batches(prepare, progress=progress):
-        names.append(one.name)
-        measured.append(_measure(comparison, one.value, bilateral, offset))
+    for batch in examples.batches(prepare, progress=progress):
+        names += batch.names
+        measured += [_measure(comparison, pair, bilateral, offset) for pair in batch.values]
     names = short_names(names)
     noted = {
         kind: [name for name, one in zip(names, measured, strict=True) if kind in one.noted]
-        for kind in ("empty_masks", "shrunk_images", *(f"undivided_{arm}" for arm in comparison.arms))
+        for kind in ("empty_masks", "shrunk_images", *(f"undivided_{method}" for method in comparison.methods))
     }
     _say(noted)
-    rows = _rows(names, measured, comparison.arms)
-    found = summary(
+    rows = _rows(names, measured, comparison.methods)
+    return comparison.results(
+        "saliency",
         rows,
-        comparison.arms,
         METRICS,
         counts={
             "images": len(rows),
             "bad_images": len(examples.bad_images),
             **{kind: len(which) for kind, which in noted.items()},
         },
-        settings={
-            **comparison.settings(),
-            "image_size": "own" if image_size is None else list(image_size),
-            "bilateral": bilateral,
-            "centred": centred,
-        },
         command=command,
+        image_size="own" if image_size is None else list(image_size),
+        bilateral=bilateral,
+        centred=centred,
     )
-    return Results("saliency", rows, found)
 
 
 def object_in_mask(mask: Image.Image) -> np.ndarray:
@@ -148,10 +145,10 @@ def _measure(comparison: Comparison, pair: Pair, bilateral: bool, offset: Tensor
     if offset is not None:
         raw = raw - offset.to(raw)
     grid = BilateralGrid(pair.image) if bilateral else None
-    for arm, projection in comparison.arms.items():
+    for method, projection in comparison.methods.items():
         mask = coarse_mask(projection(raw), pair.truth.shape)
         if mask is None:
-            noted.append(f"undivided_{arm}")
+            noted.append(f"undivided_{method}")
             mask = np.zeros(pair.truth.shape, bool)
         found = _measures(mask, mask.astype(np.float64), pair.truth)
         if grid is not None:
@@ -159,7 +156,7 @@ def _measure(comparison: Comparison, pair: Pair, bilateral: bool, offset: Tensor
             after = _measures(refined > 0.5, refined, pair.truth)
             found |= {f"{metric}_bilateral": value for metric, value in after.items()}
             found["iou_bilateral_largest"] = iou(largest_region(refined > 0.5), pair.truth)
-        values |= {(metric, arm): value for metric, value in found.items()}
+        values |= {(metric, method): value for metric, value in found.items()}
     return Measured(values, noted)
 
 
@@ -173,13 +170,13 @@ def _measures(mask: np.ndarray, saliency: np.ndarray, truth: np.ndarray) -> dict
     }
 
 
-def _rows(names: Sequence[str], measured: Sequence[Measured], arms: Iterable[str]) -> list[dict[str, Any]]:
-    """A row an image, with the arms side by side."""
+def _rows(names: Sequence[str], measured: Sequence[Measured], methods: Iterable[str]) -> list[dict[str, Any]]:
+    """One row per image, with the methods side by side."""
     columns = {
-        f"{arm}_{metric}": _column([one.values[metric, arm] for one in measured])
+        f"{method}_{metric}": _column([one.values[metric, method] for one in measured])
         for metric in METRICS
-        for arm in arms
-        if (metric, arm) in measured[0].values
+        for method in methods
+        if (metric, method) in measured[0].values
     }
     return [
         {"image": name, **{column: values[number] for column, values in columns.items()}}
@@ -188,7 +185,7 @@ def _rows(names: Sequence[str], measured: Sequence[Measured], arms: Iterable[str
 
 
 def _column(values: Sequence[float | np.ndarray]) -> list[float]:
-    """A value an image; of curves that at the threshold which is best for their mean."""
+    """One value per image; of curves that at the threshold which is best for their mean."""
     stacked = np.array(values)
     if stacked.ndim == 2:
         stacked = stacked[:, stacked.mean(axis=0).argmax()]

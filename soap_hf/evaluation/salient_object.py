@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import BackboneError, SOAPError, first_sentence
+from ..runtime.errors import BackboneError, SOAPError, first_sentence
 from .comparison import Comparison
 from .segmentation import patch_of_pixel
 from .tokencut import token_cut

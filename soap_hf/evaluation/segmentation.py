@@ -10,12 +10,13 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..errors import DataError, LayoutError
-from .arms import RAW
+from ..data.image_sample import Batch, Example
+from ..runtime.errors import DataError, LayoutError
 from .comparison import Comparison
-from .examples import Example, Examples, Prepared, short_names
+from .examples import Examples, short_names
 from .knn import nearest, refuse_bad_neighbours, weighted_vote
-from .results import Results, interval, resamples, summary
+from .methods import RAW
+from .results import Results, interval, resamples
 
 IGNORE_LABEL = 255
 """Pixels of this class count nowhere."""
@@ -39,22 +40,22 @@ def evaluate_segmentation(
 
     Images and masks are resized to the model's input size, without a crop (bicubic and nearest). A training patch has
     the class of most of its pixels; every pixel of a test image gets the class of its patch. The tokens of all
-    training patches are held in memory, once for each arm.
+    training patches are held in memory, once for each method.
 
     Args:
-        comparison ([`Comparison`]): the head and its arms.
+        comparison ([`Comparison`]): the head and its methods.
         train, test ([`Examples`]): images with masks of one channel, whose values are numbers of classes.
         neighbours (sequence of `int`, defaults to `(10,)`): the numbers `k` of neighbours; they vote as in
             `weighted_vote`.
         ignore_label (`int`, defaults to 255): pixels of this class count nowhere.
-        batch_size (`int`, defaults to 32): images a forward pass.
+        batch_size (`int`, defaults to 32): images in a forward pass.
         progress (`bool`, defaults to `True`): show bars.
         command (`str`, *optional*): noted in the summary.
 
     Returns:
-        [`Results`]: a row a test image, with `<arm>_accuracy_k<k>`, the share of its pixels that are right, and
-        `<arm>_image_miou_k<k>`, the mean IoU over its own classes. The summary adds `miou_k<k>`: the IoU of each class
-        over the pixels of all images, then the mean over classes.
+        [`Results`]: one row per test image, with `<method>_accuracy_k<k>`, the share of its pixels that are right, and
+        `<method>_image_miou_k<k>`, the mean IoU over its own classes. The summary adds `miou_k<k>`: the IoU of each
+        class over the pixels of all images, then the mean over classes.
 
     Raises:
         SOAPError: a `k` below 1.
@@ -70,12 +71,12 @@ def evaluate_segmentation(
     if len(names) < 2:
         raise DataError(f"An evaluation needs at least 2 test images with labelled pixels, but found {len(names)}.")
     rows: list[dict[str, Any]] = [{"image": name} for name in short_names(names)]
-    for (arm, k), of_images in overlaps.items():
+    for (method, k), of_images in overlaps.items():
         for row, overlap in zip(rows, of_images, strict=True):
-            row |= {f"{arm}_accuracy_k{k}": overlap.accuracy(), f"{arm}_image_miou_k{k}": overlap.mean_iou()}
-    found = summary(
+            row |= {f"{method}_accuracy_k{k}": overlap.accuracy(), f"{method}_image_miou_k{k}": overlap.mean_iou()}
+    found = comparison.results(
+        "segmentation",
         rows,
-        comparison.arms,
         [f"{metric}_k{k}" for metric in ("accuracy", "image_miou") for k in neighbours],
         counts={
             "test_images": len(rows),
@@ -85,12 +86,12 @@ def evaluate_segmentation(
             "classes": len(patches.classes),
             "bad_images": len(train.bad_images) + len(test.bad_images),
         },
-        settings={**comparison.settings(), "ignore_label": ignore_label},
         command=command,
+        ignore_label=ignore_label,
     )
     for k in neighbours:
-        _add_mean_iou(found, {arm: overlaps[arm, k] for arm in comparison.arms}, f"miou_k{k}")
-    return Results("segmentation", rows, found)
+        _add_mean_iou(found.summary, {method: overlaps[method, k] for method in comparison.methods}, f"miou_k{k}")
+    return found
 
 
 class Overlap(NamedTuple):
@@ -121,7 +122,7 @@ class Overlap(NamedTuple):
 
 
 class _LabelledPatches:
-    """The patches of the training images, once for each arm, and their classes."""
+    """The patches of the training images, once for each method, and their classes."""
 
     def __init__(self, comparison: Comparison, train: Examples, *, ignore_label: int, batch_size: int, progress: bool):
         self.comparison = comparison
@@ -139,17 +140,17 @@ class _LabelledPatches:
                 "give masks whose values are numbers of classes, or another ignore label."
             )
         raw = torch.cat(tokens)
-        self.banks = {arm: normalize(projection(raw), dim=-1) for arm, projection in comparison.arms.items()}
+        self.banks = {method: normalize(projection(raw), dim=-1) for method, projection in comparison.methods.items()}
 
     def guesses(self, raw: Tensor, neighbours: Sequence[int]) -> dict[tuple[str, int], Tensor]:
-        """The class of each patch of some images, `(B, patches)` int64, for each arm and `k`."""
+        """The class of each patch of some images, `(B, patches)` int64, for each method and `k`."""
         found = {}
-        for arm, projection in self.comparison.arms.items():
+        for method, projection in self.comparison.methods.items():
             queries = normalize(projection(raw).flatten(0, 2), dim=-1)
-            cosines, rows = (part.cpu() for part in nearest(queries, self.banks[arm], max(neighbours)))
+            cosines, rows = (part.cpu() for part in nearest(queries, self.banks[method], max(neighbours)))
             for k in neighbours:
                 votes = weighted_vote(cosines[:, :k], self.targets[rows[:, :k]], len(self.classes))
-                found[arm, k] = self.classes[votes.argmax(dim=1)].view(len(raw), -1)
+                found[method, k] = self.classes[votes.argmax(dim=1)].view(len(raw), -1)
         return found
 
 
@@ -162,7 +163,7 @@ def _overlaps(
     batch_size: int,
     progress: bool,
 ) -> tuple[list[str], dict[tuple[str, int], list[Overlap]]]:
-    """Names of the test images that have labels, and what each arm and `k` makes of each of them."""
+    """Names of the test images that have labels, and what each method and `k` makes of each of them."""
     comparison = patches.comparison
     names: list[str] = []
     overlaps: dict[tuple[str, int], list[Overlap]] = {}
@@ -170,8 +171,8 @@ def _overlaps(
         raw, truth = _tokens_and_truth(comparison, batch)
         places = patch_of_pixel((truth.shape[1], truth.shape[2]), (raw.shape[1], raw.shape[2]))
         counted = truth != ignore_label
-        labelled = [number for number in range(len(batch)) if counted[number].any()]
-        names += [batch[number].name for number in labelled]
+        labelled = [number for number in range(len(batch.names)) if counted[number].any()]
+        names += [batch.names[number] for number in labelled]
         for key, guesses in patches.guesses(raw, neighbours).items():
             overlaps.setdefault(key, []).extend(
                 Overlap.of(truth[number][counted[number]], guesses[number][places][counted[number]])
@@ -197,13 +198,13 @@ def _resized(example: Example, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1), torch.from_numpy(labels)
 
 
-def _tokens_and_truth(comparison: Comparison, batch: list[Prepared]) -> tuple[Tensor, Tensor]:
+def _tokens_and_truth(comparison: Comparison, batch: Batch) -> tuple[Tensor, Tensor]:
     """Raw patch tokens `(B, rows, columns, D)`, and the class of each pixel, `(B, H, W)`."""
-    rgb = torch.stack([image for image, _ in (one.value for one in batch)]).float() / 255
+    rgb = torch.stack([image for image, _ in batch.values]).float() / 255
     raw = comparison.raw_tokens(comparison.preprocess.normalize(rgb)).patches
     if raw.ndim != 4:
         raise LayoutError(f"Segmentation needs patches in rows and columns, not on a grid of {raw.ndim - 2} axes.")
-    return raw, torch.stack([labels for _, labels in (one.value for one in batch)])
+    return raw, torch.stack([labels for _, labels in batch.values])
 
 
 def patch_of_pixel(size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
@@ -237,12 +238,12 @@ def patch_classes(labels: Tensor, grid: tuple[int, int]) -> Tensor:
 
 def _add_mean_iou(found: dict[str, Any], overlaps: dict[str, list[Overlap]], metric: str) -> None:
     """Adds the mean IoU over all images to a summary; the interval of its difference resamples images."""
-    resampled = {arm: mean_iou_resamples(of_images) for arm, of_images in overlaps.items()}
-    for arm, (value, values) in resampled.items():
-        found["means"][arm][metric] = value
-        if arm != RAW:
+    resampled = {method: mean_iou_resamples(of_images) for method, of_images in overlaps.items()}
+    for method, (value, values) in resampled.items():
+        found["means"][method][metric] = value
+        if method != RAW:
             raw_value, raw_values = resampled[RAW]
-            found["differences"][arm][metric] = interval(value - raw_value, values - raw_values)
+            found["differences"][method][metric] = interval(value - raw_value, values - raw_values)
 
 
 def mean_iou_resamples(overlaps: Sequence[Overlap]) -> tuple[float, Tensor]:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..errors import MissingExtraError, SOAPError
+from ..runtime.errors import MissingExtraError, SOAPError
 
 try:
     from scipy.ndimage import label

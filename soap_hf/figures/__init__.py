@@ -1,6 +1,6 @@
 """Pictures of a head and of what it does to images, for papers and model cards; they need matplotlib and no display.
 
-Functions return a matplotlib `Figure`, which `save_figure` writes.
+Functions return a matplotlib `Figure`, which `save_figure` writes. The door is `files`.
 
 Example:
     >>> from datasets import Dataset
@@ -17,12 +17,13 @@ Example:
     >>> save_figure(tokens, "patch_tokens.png")  # doctest: +SKIP
 """
 
-from ..errors import MissingExtraError
+from ..heads.opening import HeadRecord
+from ..runtime.errors import MissingExtraError
 
 try:
     from .files import head_figures
-    from .heads import HeadRecord, backbone_label
     from .pictures import Picture, look_at, response_overlay, token_colours
+    from .records import backbone_label
     from .responses import response_maps
     from .saliency import saliency_masks
     from .scores import score_by_layer, score_curve

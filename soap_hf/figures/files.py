@@ -1,6 +1,6 @@
 """The figures that are saved beside a head."""
 
-from .heads import FittedHead, backbone_label
+from .records import FittedHead, backbone_label
 from .responses import response_maps
 from .scores import score_curve
 from .style import to_png

@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from ..errors import DataError, SOAPError
+from ..data.preprocessing import to_rgb
 from ..evaluation.comparison import Comparison
 from ..evaluation.salient_object import in_whole_patches, patch_stride, raw_grid, resized
-from ..modeling_soap import SOAPModelWrapper
-from ..preprocessing import to_rgb
-from ..token_statistics import TokenMoments
-from .heads import FittedHead, scored_layers, stored_components
-from .layout import COLORBAR_HEIGHT, picture_grid, place_colorbar, show
+from ..heads.model import SOAPModelWrapper
+from ..runtime.errors import DataError, SOAPError
+from ..statistics.token_statistics import TokenMoments
+from .placing import COLORBAR_HEIGHT, picture_grid, place_colorbar, show
+from .records import FittedHead, scored_layers, stored_components
 from .style import SIGNED, styled
 
 COMPONENTS = 4
@@ -41,13 +41,13 @@ class Picture:
     Attributes:
         image (`PIL.Image.Image`): RGB, in its own shape, up to 600 pixels a side.
         layer (`int`): the layer of the tokens.
-        arms (`dict[str, torch.Tensor]` of shape `(rows, columns, D)`): `"raw"` and `"soap"`, of one forward pass; of a
-            clip, means over its frames.
+        tokens (`dict[str, torch.Tensor]` of shape `(rows, columns, D)`): `"raw"` and `"soap"`, of one forward pass; of
+            a clip, means over its frames.
     """
 
     image: Image.Image
     layer: int
-    arms: dict[str, Tensor]
+    tokens: dict[str, Tensor]
 
 
 def look_at(
@@ -76,8 +76,8 @@ def look_at(
     for image in images:
         image = to_rgb(image)
         raw = raw_grid(comparison, resized(image, image_size or _size_of_the_fit(image, comparison)))
-        arms = {name: projection(raw).cpu() for name, projection in comparison.arms.items()}
-        pictures.append(Picture(displayed(image), comparison.layer, arms))
+        tokens = {name: projection(raw).cpu() for name, projection in comparison.methods.items()}
+        pictures.append(Picture(displayed(image), comparison.layer, tokens))
     if not pictures:
         raise DataError("A figure of images needs at least one.")
     return pictures
@@ -92,7 +92,7 @@ def displayed(image: Image.Image) -> Image.Image:
 
 @styled
 def response_overlay(pictures: Sequence[Picture], head: FittedHead) -> Figure:
-    """Images, a row each, with the responses of the four highest-scoring components laid over them.
+    """Images, one per row, with the responses of the four highest-scoring components laid over them.
 
     The response of a raw token `z` to a component `v` is `(z - m)·v`, in standard deviations of the fit's tokens.
 
@@ -113,7 +113,7 @@ def response_overlay(pictures: Sequence[Picture], head: FittedHead) -> Figure:
         show(first, picture.image)
         for axes, component in zip(others, components, strict=True):
             show(axes, picture.image.convert("L"), cmap="gray", vmin=0, vmax=255)
-            response = component.response(picture.arms["raw"])
+            response = component.response(picture.tokens["raw"])
             show(axes, response.numpy(), cmap=shown.cmap, norm=shown.norm, interpolation="nearest", alpha=OPACITY)
     place_colorbar(figure, shown, "response in standard deviations", extend="both")
     return figure
@@ -121,22 +121,22 @@ def response_overlay(pictures: Sequence[Picture], head: FittedHead) -> Figure:
 
 @styled
 def token_colours(pictures: Sequence[Picture]) -> Figure:
-    """Images, a row each, with their patch tokens as colours, raw and clean.
+    """Images, one per row, with their patch tokens as colours, raw and clean.
 
-    Red, green and blue are the three leading principal components of the raw tokens of all the images. Both arms are
+    Red, green and blue are the three leading principal components of the raw tokens of all the images. Both are
     projected on them, and a colour means the same in both: they differ by what the head removes, and by nothing else.
 
     Args:
         pictures (list of [`Picture`]): as [`look_at`] gives them.
     """
-    axes = _leading_directions([picture.arms["raw"] for picture in pictures])
-    colours = [{name: tokens.double() @ axes for name, tokens in picture.arms.items()} for picture in pictures]
+    axes = _leading_directions([picture.tokens["raw"] for picture in pictures])
+    colours = [{name: tokens.double() @ axes for name, tokens in picture.tokens.items()} for picture in pictures]
     values = torch.cat([value.flatten(0, -2) for picture in colours for value in picture.values()])
     low, high = torch.quantile(values, torch.tensor(COLOUR_QUANTILES, dtype=values.dtype), dim=0)
     figure, rows = picture_grid([picture.image for picture in pictures], ["image", "raw tokens", "clean tokens"])
-    for picture, arms, (first, *others) in zip(pictures, colours, rows, strict=True):
+    for picture, methods, (first, *others) in zip(pictures, colours, rows, strict=True):
         show(first, picture.image)
-        for panel, value in zip(others, arms.values(), strict=True):
+        for panel, value in zip(others, methods.values(), strict=True):
             shares = ((value - low) / (high - low)).nan_to_num(0.5).clamp(0, 1)
             show(panel, shares.numpy(), interpolation="nearest")
     return figure

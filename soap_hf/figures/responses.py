@@ -7,8 +7,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .heads import FittedHead, StoredComponent, scored_layers, stored_components
-from .layout import COLORBAR_HEIGHT, LINE, MARGIN, PAGE_WIDTH, place_axes, place_colorbar, place_text
+from .placing import COLORBAR_HEIGHT, LINE, MARGIN, PAGE_WIDTH, place_axes, place_colorbar, place_text
+from .records import FittedHead, StoredComponent, scored_layers, stored_components
 from .style import SHARES, new_figure, styled
 
 PAIRS_A_ROW = 5

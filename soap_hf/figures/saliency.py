@@ -7,14 +7,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..errors import DataError
+from ..data.preprocessing import to_rgb
 from ..evaluation.bilateral_solver import BilateralGrid
 from ..evaluation.comparison import Comparison
 from ..evaluation.salient_object import coarse_mask, in_whole_patches, patch_stride, raw_grid, resized
-from ..modeling_soap import SOAPModelWrapper
-from ..preprocessing import to_rgb
-from .layout import picture_grid, show
+from ..heads.model import SOAPModelWrapper
+from ..runtime.errors import DataError
 from .pictures import displayed
+from .placing import picture_grid, show
 from .style import styled
 
 FADING = 0.75
@@ -29,7 +29,7 @@ def saliency_masks(
     layer: int | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> Figure:
-    """Images, a row each, with all faded but the salient object, as raw and as clean tokens have it.
+    """Images, one per row, with all faded but the salient object, as raw and as clean tokens have it.
 
     TokenCut and the bilateral solver, as in [`~soap_hf.evaluation.saliency.evaluate_saliency`].
 
@@ -54,19 +54,19 @@ def saliency_masks(
     if not shown:
         raise DataError("A figure of images needs at least one.")
     figure, rows = picture_grid(shown, ["image", "object in raw tokens", "object in clean tokens"])
-    for image, arms, (first, *others) in zip(shown, masks, rows, strict=True):
+    for image, methods, (first, *others) in zip(shown, masks, rows, strict=True):
         show(first, image)
-        for axes, mask in zip(others, arms.values(), strict=True):
+        for axes, mask in zip(others, methods.values(), strict=True):
             _show_object(axes, np.asarray(image), mask)
     return figure
 
 
 def _masks(comparison: Comparison, image: Image.Image, image_size: tuple[int, int] | None) -> dict[str, np.ndarray]:
-    """The object `(H, W)` of each arm, bool; empty where there is nothing to divide."""
+    """The object `(H, W)` of each method, bool; empty where there is nothing to divide."""
     own_size = image.height, image.width
     raw = raw_grid(comparison, resized(image, image_size or in_whole_patches(own_size, patch_stride(comparison))))
     grid = BilateralGrid(np.array(image))
-    coarse = {name: coarse_mask(projection(raw), own_size) for name, projection in comparison.arms.items()}
+    coarse = {name: coarse_mask(projection(raw), own_size) for name, projection in comparison.methods.items()}
     return {
         name: np.zeros(own_size, bool) if mask is None else grid.refine(mask) > 0.5 for name, mask in coarse.items()
     }

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ..errors import HeadError
-from .heads import FittedHead, ScoredLayer, is_removed, scored_layers
-from .layout import PAGE_WIDTH, add_legend
+from ..runtime.errors import HeadError
+from .placing import PAGE_WIDTH, add_legend
+from .records import FittedHead, ScoredLayer, is_removed, scored_layers
 from .style import new_figure, series_looks, styled
 
 LEADING = 10

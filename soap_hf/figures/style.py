@@ -9,7 +9,7 @@ from matplotlib import colormaps, style
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..tensor_files import replacing
+from ..files import replacing
 
 DPI = 200
 

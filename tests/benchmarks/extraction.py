@@ -8,8 +8,8 @@ from PIL import Image
 from transformers import ViTConfig, ViTModel
 
 from soap_hf import SOAPModelWrapper, SOAPProjection
-from soap_hf.extraction import extract_features
-from soap_hf.preprocessing import load_image_processor
+from soap_hf.data.preprocessing import load_image_processor
+from soap_hf.extract.extraction import extract_features
 from tests.benchmarks.timing import Comparison, medians
 
 PHOTOS = Path(__file__).parents[2] / "examples" / "photos" / "fit"

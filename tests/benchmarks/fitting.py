@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model, PreTrainedModel, ViTImageProcessorPil
 
 from soap_hf import fit_soap, synthesize_images
-from soap_hf.image_sample import ImageSample
-from soap_hf.preprocessing import ImagePreprocessor
+from soap_hf.data.image_sample import ImageSample
+from soap_hf.data.preprocessing import ImagePreprocessor
 from tests.benchmarks.timing import Comparison
 
 SIZE, BATCH, REPEATS = 224, 32, 3

@@ -3,7 +3,7 @@
 import torch
 from transformers import AutoModel, Dinov2Config
 
-from soap_hf.token_statistics import ResponseCounts, TokenMoments
+from soap_hf.statistics.token_statistics import ResponseCounts, TokenMoments
 from tests.benchmarks.timing import Comparison, medians
 
 DIM, GRID, IMAGES = 384, (16, 16), 32

@@ -1,0 +1,1 @@
+"""The command line `soap-hf`. The door is `app`."""

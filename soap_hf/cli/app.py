@@ -1,0 +1,78 @@
+"""The command line: `soap-hf fit | score | info | extract | evaluate | figures | push`."""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ..runtime.errors import SOAPError, first_sentence
+from ..version import __version__
+from .evaluate import Knn, Position, Saliency, Segmentation
+from .extract import Extract
+from .figures import draw_figures
+from .fit import Fit, Score
+from .heads import info, push
+
+
+def _run(command: Any, **_: Any) -> None:
+    """Runs a command that is a dataclass; one that is a function has run already."""
+    if command is not None:
+        command.run()
+
+
+app = typer.Typer(
+    result_callback=_run,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Clean patch tokens from any frozen vision backbone (SOAP, arXiv 2604.00172).",
+    epilog="Add --debug to any command for the full traceback of an error.",
+)
+evaluate = typer.Typer(help="Measure what a head does: raw, clean and baselines side by side.", no_args_is_help=True)
+
+app.command("fit")(Fit)
+app.command("score")(Score)
+app.command("extract")(Extract)
+app.command("figures")(draw_figures)
+app.command("info")(info)
+app.command("push")(push)
+app.add_typer(evaluate, name="evaluate")
+for evaluation in (Saliency, Knn, Segmentation, Position):
+    evaluate.command(evaluation.__name__.lower())(evaluation)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of `soap-hf` itself."""
+
+
+def main() -> None:
+    """Entry point: one sentence and a non-zero exit for an error, the traceback with `--debug`."""
+    debug = "--debug" in sys.argv
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        sys.exit(app(arguments or ["--help"], standalone_mode=False))
+    except Exception as error:
+        if debug:
+            raise
+        _fail(error)
+
+
+def _fail(error: Exception) -> None:
+    message, status = str(error), 1
+    if isinstance(error, typer.TyperException):  # about the arguments
+        message, status = error.format_message(), error.exit_code
+    elif not isinstance(error, SOAPError):
+        message = f"{type(error).__name__}: {first_sentence(error)} (run again with --debug for the traceback)"
+    Console(stderr=True, soft_wrap=True).print(f"Error: {message}", markup=False, highlight=False)
+    sys.exit(status)

@@ -1,0 +1,211 @@
+"""The command line of the evaluations: `soap-hf evaluate saliency | knn | segmentation | position`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+
+from ..data.data_sets import open_dataset, public_name
+from ..evaluation.arguments import EvaluationArguments
+from ..evaluation.comparison import Comparison
+from ..evaluation.examples import Examples, open_pairs
+from ..evaluation.knn import NEIGHBOURS, evaluate_knn
+from ..evaluation.position import evaluate_position
+from ..evaluation.results import Results, results_table, write_results
+from ..evaluation.segmentation import NEIGHBOURS as SEGMENTATION_NEIGHBOURS
+from ..evaluation.segmentation import evaluate_segmentation
+from ..files import check_output_folder
+from ..fitting.processes import find_device
+from ..heads.card import refresh_card
+from ..heads.model import SOAPModelWrapper
+from ..heads.opening import EVALUATIONS_FOLDER
+from ..runtime.errors import DataError
+from .options import DatasetName, Head, given_command, hide_progress_bars, options_of, values_of
+
+Masks = Annotated[
+    Optional[str], typer.Argument(metavar="[MASKS]", help="Folder of masks, if the one before is of images.")
+]
+MaskColumn = Annotated[str, typer.Option(help="Column that holds the masks.")]
+SameSize = Annotated[
+    bool, typer.Option("--same-size", help="Refuse masks of another size than their image, instead of resizing.")
+]
+Split = Annotated[Optional[str], typer.Option(help="Split; default: the only one, else train.")]
+Neighbours = Annotated[Optional[list[int]], typer.Option(min=1, help="Neighbours that vote. May be repeated.")]
+TrainSplit = Annotated[Optional[str], typer.Option(help="Default: the only one, else train.")]
+TestSplit = Annotated[Optional[str], typer.Option(help="Default: test; of another data set as for --train-split.")]
+TestDataset = Annotated[Optional[str], typer.Option(help="Another data set to test on.")]
+TrainSize = Annotated[Optional[int], typer.Option(min=2, help="Size of a random sample of the training images.")]
+TestSize = Annotated[Optional[int], typer.Option(min=2, help="Size of a random sample of the test images.")]
+
+
+@dataclass(kw_only=True)
+class Evaluation(options_of(EvaluationArguments)):  # type: ignore[misc]
+    """What every evaluation does around its measuring."""
+
+    head: Head
+    dataset: DatasetName
+
+    def run(self) -> None:
+        """Measures, prints the table, and writes the files if there is a folder for them."""
+        self.arguments = EvaluationArguments(**values_of(self, EvaluationArguments))
+        if not self.progress:
+            hide_progress_bars()
+        if self.output is not None:
+            check_output_folder(self.output, self.overwrite)
+        found = self.measure()
+        Console().print(results_table(found.summary, found.name))
+        if self.output is None:
+            return
+        summary = {"evaluation": found.name, "dataset": public_name(self.dataset), **found.summary}
+        write_results(self.output, found.name, found.rows, summary)
+        typer.echo(f"Results written to {self.output}")
+        if self.output.absolute().parent == Path(self.head).absolute() / EVALUATIONS_FOLDER:
+            refresh_card(Path(self.head))
+
+    def measure(self) -> Results:
+        """What this evaluation finds."""
+        raise NotImplementedError
+
+    def opened(self, name: str, split: str | None, masks: str | None = None) -> Any:
+        """A data set, or for an evaluation with masks images paired with them."""
+        source = {"split": split, "config_name": self.config_name, "token": self.token}
+        if not hasattr(self, "mask_column"):
+            return open_dataset(name, **source)
+        return open_pairs(name, masks, image_column=self.image_column, mask_column=self.mask_column, **source)
+
+    def examples(self, name: str, split: str | None, number: int | None, masks: str | None = None) -> Examples:
+        """Images to measure on."""
+        own: dict[str, Any] = {"num_images": number}
+        if hasattr(self, "mask_column"):
+            own |= {"mask_column": self.mask_column, "resize_masks": not self.same_size}
+        if hasattr(self, "label_column"):
+            own["label_column"] = self.label_column
+        return Examples(self.opened(name, split, masks), **own, **self.arguments.reading)
+
+    def comparison(self) -> Comparison:
+        """The methods asked for, on the head and its backbone."""
+        chosen = self.arguments
+        model = load_head(self.head, chosen.device, **chosen.hub_kwargs)
+        if chosen.mu is not None:
+            model.reweight(chosen.mu, model.config.tau, model.config.threshold)
+        options: dict[str, Any] = {"rank": chosen.rank, "layer": chosen.layer, "image_size": chosen.image_size}
+        return Comparison.of(model, chosen.method, **options)
+
+    @property
+    def running(self) -> dict[str, Any]:
+        """What every evaluation takes."""
+        return {"batch_size": self.batch_size, "progress": self.progress, "command": given_command()}
+
+
+@dataclass(kw_only=True)
+class Saliency(Evaluation):
+    """Find the salient object of each image by TokenCut, and compare it with its mask."""
+
+    dataset: Annotated[str, typer.Argument(metavar="IMAGES", help="Folder of images, or a data set.")]
+    masks: Masks = None
+    mask_column: MaskColumn = "mask"
+    split: Split = None
+    num_images: Annotated[Optional[int], typer.Option(min=2, help="Size of a random sample; default: all.")] = None
+    batch_size: Annotated[int, typer.Option(hidden=True)] = 1
+    centred: Annotated[
+        bool, typer.Option("--centred", help="Take the fit's mean token away first, in all methods.")
+    ] = False
+    same_size: SameSize = False
+    bilateral: Annotated[
+        bool, typer.Option("--bilateral/--no-bilateral", help="Measure after refinement by the bilateral solver, too.")
+    ] = True
+
+    def measure(self) -> Results:
+        """Of images in their own sizes, one at a time."""
+        from ..evaluation.saliency import evaluate_saliency  # scipy comes with an extra
+
+        examples = self.examples(self.dataset, self.split, self.num_images, self.masks)
+        shown = {"bilateral": self.bilateral, "image_size": self.image_size, "centred": self.centred}
+        options = {name: value for name, value in self.running.items() if name != "batch_size"}
+        return evaluate_saliency(self.comparison(), examples, **shown, **options)
+
+
+@dataclass(kw_only=True)
+class Knn(Evaluation):
+    """Classify images by weighted k-NN (k = 1, 5, 10, 20) on CLS, on the mean of the patch tokens, and on both."""
+
+    train_split: TrainSplit = None
+    test_split: TestSplit = None
+    test_dataset: TestDataset = None
+    label_column: Annotated[str, typer.Option(help="Column that holds the labels.")] = "label"
+    k: Neighbours = None
+    num_train: TrainSize = None
+    num_test: TestSize = None
+
+    def measure(self) -> Results:
+        """Of labelled images."""
+        test_split = _test_split(self.train_split, self.test_split, self.test_dataset)
+        train = self.examples(self.dataset, self.train_split, self.num_train)
+        test = self.examples(self.test_dataset or self.dataset, test_split, self.num_test)
+        return evaluate_knn(self.comparison(), train, test, neighbours=self.k or NEIGHBOURS, **self.running)
+
+
+@dataclass(kw_only=True)
+class Segmentation(Evaluation):
+    """Segment images by k-NN (k = 10) of their patches among the labelled patches of other images."""
+
+    masks: Masks = None
+    train_split: TrainSplit = None
+    test_split: TestSplit = None
+    test_dataset: TestDataset = None
+    test_masks: Annotated[Optional[str], typer.Option(help="Folder of the masks of --test-dataset.")] = None
+    mask_column: MaskColumn = "mask"
+    ignore_label: Annotated[int, typer.Option(help="Class of pixels that count nowhere.")] = 255
+    same_size: SameSize = False
+    k: Neighbours = None
+    num_train: Annotated[
+        int, typer.Option(min=2, help="Size of a random sample of the training images, held in memory.")
+    ] = 1000
+    num_test: TestSize = None
+
+    def measure(self) -> Results:
+        """Of images with masks whose values are classes."""
+        test_split = _test_split(self.train_split, self.test_split, self.test_dataset)
+        train = self.examples(self.dataset, self.train_split, self.num_train, self.masks)
+        tested = (self.dataset, self.masks) if self.test_dataset is None else (self.test_dataset, self.test_masks)
+        test = self.examples(tested[0], test_split, self.num_test, tested[1])
+        chosen: dict[str, Any] = {"neighbours": self.k or SEGMENTATION_NEIGHBOURS, "ignore_label": self.ignore_label}
+        return evaluate_segmentation(self.comparison(), train, test, **chosen, **self.running)
+
+
+@dataclass(kw_only=True)
+class Position(Evaluation):
+    """Measure how much of the patch tokens a position explains: share of variance, and R² of a linear probe."""
+
+    split: Split = None
+    num_images: Annotated[int, typer.Option(min=2, help="Size of a random sample, held in memory.")] = 500
+    ridge: Annotated[float, typer.Option(help="Of the probe, in mean variances of the raw tokens.")] = 1.0
+
+    def measure(self) -> Results:
+        """Of images alone."""
+        images = self.examples(self.dataset, self.split, self.num_images)
+        return evaluate_position(self.comparison(), images, ridge=self.ridge, **self.running)
+
+
+def load_head(head: str, device: str | None, **hub_kwargs: Any) -> SOAPModelWrapper:
+    """The head and its backbone, on the device asked for."""
+    target = find_device(device)
+    return SOAPModelWrapper.from_pretrained(head, **hub_kwargs).to(target)
+
+
+def _test_split(train_split: str | None, test_split: str | None, test_dataset: str | None) -> str | None:
+    """The split to test on.
+
+    Raises:
+        DataError: it is the one to train on.
+    """
+    if test_dataset is not None:
+        return test_split
+    if (test_split or "test") == (train_split or "train"):
+        raise DataError(
+            f"Training and test images would be one split ({test_split or 'test'}); choose two with --train-split and "
+            "--test-split, or name a --test-dataset."
+        )
+    return test_split or "test"

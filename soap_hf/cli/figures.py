@@ -1,0 +1,145 @@
+"""The command line of the figures: `soap-hf figures`."""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+from PIL import Image
+
+from ..data.arguments import parse_image_size
+from ..data.image_files import BadImage, read_image
+from ..files import check_output_folder, staging_folder
+from ..heads.opening import HeadRecord
+from ..runtime.errors import DataError, HeadError, MissingExtraError
+from .evaluate import load_head
+from .options import Head, Revision, Token, hide_progress_bars
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MOST_IMAGES = 20
+"""Each is a row of its figures."""
+
+FILES = (
+    "score_curve.png",
+    "response_maps.png",
+    "score_by_layer.png",
+    "responses.png",
+    "patch_tokens.png",
+    "saliency.png",
+)
+"""All that the command may write."""
+
+
+def draw_figures(
+    head: Head,
+    images: Annotated[
+        Optional[list[Path]], typer.Argument(metavar="IMAGE", help="Images to show the head's work on.")
+    ] = None,
+    *,
+    output: Annotated[Path, typer.Option(help="Folder for the figures.")],
+    compare: Annotated[
+        Optional[list[str]], typer.Option(metavar="HEAD", help="Another head for the score curves. May be repeated.")
+    ] = None,
+    layer: Annotated[Optional[int], typer.Option(min=-1, help="For the images; default: the head's last one.")] = None,
+    image_size: Annotated[
+        Any,
+        typer.Option(
+            parser=parse_image_size,
+            metavar="SIZE|HxW",
+            help="Resize images to this, for a backbone that takes no other; default: their own shape.",
+        ),
+    ] = None,
+    device: Annotated[Optional[str], typer.Option(help="Default: the accelerator if there is one.")] = None,
+    revision: Revision = None,
+    token: Token = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the backbone.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No bars, and no names of files.")] = False,
+) -> None:
+    """Draw a head's scores and response maps, and what it does to images of yours."""
+    from ..figures import (  # matplotlib comes with an extra
+        look_at,
+        response_maps,
+        response_overlay,
+        saliency_masks,
+        score_by_layer,
+        score_curve,
+        token_colours,
+    )
+
+    check_output_folder(output, overwrite)
+    opened = _open(images or [])
+    record = HeadRecord.open(head, revision=revision, token=token)
+    heads = _labelled({head: record, **{other: HeadRecord.open(other, token=token) for other in compare or []}})
+    drawings: dict[str, Callable[[], Figure]] = {
+        "score_curve.png": partial(score_curve, heads),
+        "response_maps.png": partial(response_maps, record),
+    }
+    if deep := {label: single for label, single in heads.items() if len(single.config.layers) > 1}:
+        drawings["score_by_layer.png"] = partial(score_by_layer, deep)
+    if opened:
+        if quiet:
+            hide_progress_bars()
+        model = load_head(head, device, revision=revision, token=token, trust_remote_code=trust_remote_code or None)
+        pictures = look_at(model, opened, layer=layer, image_size=image_size)
+        drawings["responses.png"] = partial(response_overlay, pictures, record)
+        drawings["patch_tokens.png"] = partial(token_colours, pictures)
+        drawings["saliency.png"] = partial(saliency_masks, model, opened, layer=layer, image_size=image_size)
+    for path in _write(drawings, output):
+        if not quiet:
+            typer.echo(f"Figure written to {path}")
+
+
+def _open(paths: list[Path]) -> list[Image.Image]:
+    """The images, read at once.
+
+    Raises:
+        DataError: one cannot be read, or there are too many.
+    """
+    if len(paths) > MOST_IMAGES:
+        raise DataError(f"A figure shows up to {MOST_IMAGES} images, not {len(paths)}; choose some of them.")
+    images = []
+    for path in paths:
+        image = read_image({"path": str(path), "bytes": None}, str(path))
+        if isinstance(image, BadImage):
+            raise DataError(f"Image {image} cannot be read; choose another.")
+        images.append(image)
+    return images
+
+
+def _labelled(heads: Mapping[str, "HeadRecord"]) -> dict[str, "HeadRecord"]:
+    """Heads by the names of their backbones, or by their own where two have one backbone."""
+    from ..figures import backbone_label
+
+    labels = [backbone_label(single.config) for single in heads.values()]
+    distinct = len(set(labels)) == len(labels)
+    return dict(zip(labels if distinct else heads, heads.values(), strict=True))
+
+
+def _write(drawings: Mapping[str, Callable[[], "Figure"]], output: Path) -> Iterable[Path]:
+    """Draws and writes the figures; says which cannot be drawn of this head, and why.
+
+    Raises:
+        HeadError: none can be drawn.
+    """
+    from ..figures import to_png
+
+    drawn, reasons = {}, {}
+    for name, draw in drawings.items():
+        try:
+            drawn[name] = to_png(draw())
+        except (HeadError, MissingExtraError) as error:
+            reasons[name] = str(error)
+    if not drawn:
+        raise HeadError(next(iter(reasons.values())))
+    for name, reason in reasons.items():
+        typer.echo(f"No {name}: {reason}", err=True)
+    with staging_folder(output, FILES) as staging:
+        for name, content in drawn.items():
+            (staging / name).write_bytes(content)
+    return [output / name for name in drawn]

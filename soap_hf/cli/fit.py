@@ -1,0 +1,116 @@
+"""`soap-hf fit` and `soap-hf score`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from ..files import check_output_folder
+from ..fitting.arguments import FitArguments
+from ..fitting.checkpoint import remove_checkpoint
+from ..fitting.fit import fit_soap
+from ..fitting.processes import join_processes
+from ..heads.hub import Push, check_push, push_head
+from ..heads.report import print_report
+from ..heads.saving import refuse_other_model
+from ..runtime.errors import first_sentence
+from .options import (
+    Backbone,
+    BackboneId,
+    DatasetName,
+    IncludeBackbone,
+    Private,
+    Recipe,
+    hide_progress_bars,
+    options_of,
+    values_of,
+)
+
+FitOptions: Any = options_of(FitArguments)
+
+
+@dataclass(kw_only=True)
+class Fit(FitOptions):
+    """Fit a head on your own images and write it to a folder."""
+
+    backbone: Backbone
+    dataset: DatasetName
+    output: Annotated[Path, typer.Option(help="Folder for the head.")]
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False
+    include_backbone: IncludeBackbone = False
+    push_to_hub: Annotated[
+        Optional[str], typer.Option(metavar="REPO", help="Then push it, e.g. to me/soap-vit-mae-base.")
+    ] = None
+    backbone_id: BackboneId = None
+    private: Private = False
+    figures: Annotated[bool, typer.Option(help="Draw figures for the head, which needs matplotlib.")] = True
+    recipe: Recipe = None
+
+    def run(self) -> None:
+        """Fits, saves and pushes."""
+        push = self._push()
+        is_main = join_processes(self.device).is_main_process
+        if is_main:
+            check_output_folder(self.output, self.overwrite)
+            refuse_other_model(self.output)
+            if push is not None:
+                check_push(push, self.backbone)
+        named: Any = self.checkpoint
+        checkpoint = named or self.output.with_name(f"{self.output.name}.checkpoint")
+        model = _fit(self, is_main, checkpoint=checkpoint)
+        if not is_main:
+            return
+        figures = _figures(model) if self.figures else None
+        model.save_pretrained(self.output, include_backbone=self.include_backbone, figures=figures)
+        remove_checkpoint(checkpoint)
+        if self.progress:
+            typer.echo(f"Head written to {self.output}")
+        if push is not None:
+            typer.echo(f"Head pushed to {push_head(self.output, push)}")
+
+    def _push(self) -> Push | None:
+        if self.push_to_hub is None:
+            return None
+        return Push(
+            self.push_to_hub,
+            backbone_id=self.backbone_id,
+            include_backbone=self.include_backbone,
+            private=self.private or None,
+            token=self.token,
+        )
+
+
+@dataclass(kw_only=True)
+class Score(FitOptions):
+    """Score a backbone's components without writing a head: is there anything to remove?"""
+
+    backbone: Backbone
+    dataset: DatasetName
+    all_layers: Annotated[bool, typer.Option("--all-layers", help="Every layer, in one pass over the data.")] = False
+
+    def run(self) -> None:
+        """Fits, and prints what a head would remove."""
+        is_main = join_processes(self.device).is_main_process
+        model = _fit(self, is_main, **({"layer": "all"} if self.all_layers else {}))
+        if not self.progress and is_main:  # without its table it would say nothing
+            print_report(model.config)
+
+
+def _fit(command: Any, is_main: bool, **others: Any) -> Any:
+    """The fitted head; bars and table are the main process's alone."""
+    others["progress"] = command.progress and is_main
+    if not others["progress"]:
+        hide_progress_bars()
+    return fit_soap(command.backbone, command.dataset, **{**values_of(command, FitArguments), **others})
+
+
+def _figures(model: Any) -> dict[str, bytes]:
+    """The figures to save beside a head; none, and that is said, if they cannot be drawn: they must not cost a fit."""
+    try:
+        from ..figures import head_figures  # matplotlib comes with an extra
+
+        return head_figures(model)
+    except Exception as error:
+        typer.echo(f"No figures: {first_sentence(error)}.", err=True)
+        return {}

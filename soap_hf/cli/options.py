@@ -1,0 +1,130 @@
+"""Commands made of dataclasses: each field is an option, each command a dataclass that knows how to run."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from ..runtime.errors import SOAPError, first_sentence
+
+Backbone = Annotated[str, typer.Argument(metavar="BACKBONE", help="Hub id or folder of the backbone.")]
+DatasetName = Annotated[str, typer.Argument(metavar="DATASET", help="Hub id, folder of images, or parquet file.")]
+Head = Annotated[str, typer.Argument(metavar="HEAD", help="Folder or hub id of a head.")]
+IncludeBackbone = Annotated[bool, typer.Option("--include-backbone", help="Put the backbone beside the head.")]
+BackboneId = Annotated[Optional[str], typer.Option(help="Hub id of the same backbone, if yours is in a folder.")]
+Private = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
+Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit on the Hub.")]
+Token = Annotated[
+    Optional[str], typer.Option(envvar="HF_TOKEN", show_envvar=False, help="Hub token; default: HF_TOKEN.")
+]
+
+
+def options_of(arguments: type, *, without: tuple[str, ...] = ()) -> type:
+    """A dataclass with the fields of an arguments class, annotated as typer wants them.
+
+    Args:
+        arguments (`type`): a dataclass whose fields were made by [`~soap_hf.data.arguments.argument`].
+        without (`tuple[str, ...]`): fields that the command line does not offer.
+    """
+    made = []
+    for single in dataclasses.fields(arguments):
+        if single.name not in without:
+            made.append((single.name, _annotation(single), dataclasses.field(default=_default(single))))
+    return dataclasses.make_dataclass(f"{arguments.__name__}Options", made, kw_only=True)
+
+
+def values_of(command: Any, arguments: type) -> dict[str, Any]:
+    """The values of a command for the fields of an arguments class, without those that were left at nothing."""
+    names = [single.name for single in dataclasses.fields(arguments) if hasattr(command, single.name)]
+    values = {name: getattr(command, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None and value != []}
+
+
+def _annotation(single: dataclasses.Field) -> Any:
+    how = dict(single.metadata)
+    declaration = [how["flag"]] if "flag" in how else []
+    options: dict[str, Any] = {"help": how["help"]}
+    options |= {new: how[old] for old, new in (("metavar", "metavar"), ("hidden", "hidden")) if old in how}
+    options |= {new: how[old] for old, new in (("least", "min"), ("most", "max")) if old in how}
+    if "envvar" in how:
+        options |= {"envvar": how["envvar"], "show_envvar": False}
+    if "parser" in how:
+        return Annotated[Any, typer.Option(*declaration, parser=_refusing(how["parser"]), **options)]
+    kind = how.get("kind", single.type)
+    if "repeated" in how:
+        one: Any = how["repeated"]
+        kind, options["help"] = list[one] | None, f"{how['help']} May be repeated."
+    return Annotated[kind, typer.Option(*declaration, **options)]
+
+
+def _default(single: dataclasses.Field) -> Any:
+    """A default as the command line has it: of what may be repeated nothing, of what is parsed a text."""
+    if "repeated" in single.metadata or single.default is None:
+        return None
+    return str(single.default) if "parser" in single.metadata else single.default
+
+
+def _refusing(parser: Any) -> Any:
+    """A parser whose refusals are told as errors about an option."""
+
+    def parse(text: str) -> Any:
+        try:
+            return parser(text)
+        except SOAPError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return parse
+
+
+def _take_recipe(context: typer.Context, path: Path | None) -> None:
+    """Takes from a recipe the arguments that the command line does not give."""
+    if path is None:
+        return
+    import yaml
+
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise typer.BadParameter(f"{path} cannot be read as YAML ({first_sentence(error)}).") from error
+    if not isinstance(recipe, dict):
+        raise typer.BadParameter(f"{path} is no list of arguments, such as num_images: 1000.")
+    known = {parameter.name for parameter in context.command.params}
+    if unknown := sorted(str(name) for name in recipe if name not in known):
+        raise typer.BadParameter(f"{path} names what this command does not know: {', '.join(unknown)}.")
+    context.default_map = {name: _as_typed(value) for name, value in recipe.items()}
+
+
+def _as_typed(value: Any) -> Any:
+    """A value of a recipe as if it had been typed."""
+    if isinstance(value, list):
+        return [_as_typed(single) for single in value]
+    return value if isinstance(value, bool) else str(value)
+
+
+Recipe = Annotated[
+    Optional[Path],
+    typer.Option(
+        metavar="FILE",
+        callback=_take_recipe,
+        is_eager=True,
+        help="YAML file of arguments, such as num_images: 1000; what the command line gives goes first.",
+    ),
+]
+
+
+def hide_progress_bars() -> None:
+    """No bars from transformers or datasets."""
+    from datasets import disable_progress_bars
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    disable_progress_bars()
+
+
+def given_command() -> str:
+    """The command that is running, to be noted beside what it found; a token is left out."""
+    from ..evaluation.results import command_line
+
+    return command_line(sys.argv[1:])

@@ -1,0 +1,146 @@
+"""Arguments that are said once: in a dataclass, from which Python keywords, command lines and recipes are made."""
+
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+from transformers.utils import logging
+
+from ..runtime.errors import DataError
+from ..runtime.patch_layout import as_size
+
+logger = logging.get_logger(__name__)
+Arguments = TypeVar("Arguments", bound="ImageArguments")
+
+MAX_IMAGE_SIDE = 8192
+"""A longer side is a slip of the pen, and its synthetic images alone would fill the memory."""
+
+
+def argument(default: Any, help: str, **metadata: Any) -> Any:
+    """A field of an arguments class.
+
+    Args:
+        default: its default; `MISSING` for none.
+        help (`str`): what it does, for a command line.
+        metadata: how a command line treats it: `metavar`, `parser` (from text), `flag` (its declaration, if it is not
+            the field's name), `repeated` (may be given several times), `hidden`, `envvar`, `least` and `most`.
+    """
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """`224` or `224x448` as `(height, width)`.
+
+    Raises:
+        DataError: it is neither.
+
+    Example:
+        >>> parse_image_size("224"), parse_image_size("224x448")
+        ((224, 224), (224, 448))
+    """
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise DataError(f"{text!r} is no image size; give 224 or HEIGHTxWIDTH, e.g. 224x448.")
+    return int(parts[0]), int(parts[-1])
+
+
+def parse_mu(text: str) -> float | str:
+    """A number of components, or `auto`.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if text == "auto":
+        return text
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f'{text!r} is neither a number nor "auto".')
+    return number
+
+
+def parse_batch_size(text: str) -> int | str:
+    """A number of images, or `auto`.
+
+    Raises:
+        DataError: it is neither.
+    """
+    if text == "auto" or (text.isdecimal() and int(text) > 0):
+        return text if text == "auto" else int(text)
+    raise DataError(f'{text!r} is neither a number of images nor "auto".')
+
+
+@dataclass(kw_only=True)
+class ImageArguments:
+    """What everything takes that reads images and runs a backbone on them.
+
+    Args:
+        image_column (`str`, defaults to `"image"`): the column that holds the images.
+        config_name (`str`, *optional*): configuration of a hub data set.
+        image_size (`int` or `(height, width)`, *optional*): the model's input size; default: the processor's.
+        batch_size (`int`, defaults to 32): images in a forward pass.
+        max_bad_fraction (`float`, defaults to 0.01): share of unreadable images that are skipped; at least one is.
+        device (`str` or `torch.device`, *optional*): default: the accelerator if there is one.
+        revision, token, trust_remote_code: for what is loaded from the Hub.
+        progress (`bool`, defaults to `True`): show bars.
+
+    Raises:
+        DataError, LayoutError: names the argument that is impossible.
+    """
+
+    image_column: str = argument("image", "Column that holds the images.")
+    config_name: str | None = argument(None, "Configuration of a hub data set.")
+    image_size: int | tuple[int, int] | None = argument(
+        None, "Input size; default: the image processor's.", parser=parse_image_size, metavar="SIZE|HxW"
+    )
+    batch_size: int | Literal["auto"] = argument(32, "Images in a forward pass.", kind=int, least=1)
+    max_bad_fraction: float = argument(0.01, "Share of unreadable images that are skipped.", least=0, most=1)
+    max_bad_images: float | None = argument(None, "The old name of --max-bad-fraction.", hidden=True)
+    device: Any = argument(None, "Default: the accelerator if there is one.", kind=str | None)
+    revision: str | None = argument(None, "Branch, tag or commit on the Hub.")
+    token: Any = argument(None, "Hub token; default: HF_TOKEN.", kind=str | None, envvar="HF_TOKEN")
+    trust_remote_code: bool = argument(False, "Run code that comes with the backbone.", flag="--trust-remote-code")
+    progress: bool = argument(True, "Show bars.", flag="--progress/--quiet")
+
+    def __post_init__(self) -> None:
+        if self.max_bad_images is not None:
+            logger.warning("max_bad_images is called max_bad_fraction now, since it is a share; use that.")
+            self.max_bad_fraction, self.max_bad_images = self.max_bad_images, None
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise DataError(f"max_bad_fraction is a share from 0 to 1, not {self.max_bad_fraction}.")
+        if self.batch_size != "auto" and (not isinstance(self.batch_size, int) or self.batch_size < 1):
+            raise DataError(f'batch_size must be at least 1, or "auto", not {self.batch_size}.')
+        if max(as_size(self.image_size) or (0,)) > MAX_IMAGE_SIDE:
+            raise DataError(
+                f"image_size={self.image_size} is beyond {MAX_IMAGE_SIDE} pixels a side; choose a smaller one."
+            )
+
+    @classmethod
+    def of(cls: type[Arguments], caller: str, given: dict[str, Any]) -> Arguments:
+        """The arguments from the keywords of a function.
+
+        Raises:
+            TypeError: the function has no such argument.
+        """
+        known = {single.name for single in fields(cls)}
+        if unknown := sorted(set(given) - known):
+            raise TypeError(f"{caller}() got an unexpected keyword argument {unknown[0]!r}")
+        return cls(**given)
+
+    @property
+    def hub_kwargs(self) -> dict[str, Any]:
+        """What reaches the Hub, of that which was given."""
+        named = {"revision": self.revision, "token": self.token, "trust_remote_code": self.trust_remote_code}
+        return {name: value for name, value in named.items() if value}
+
+
+def refuse_bad_seed(seed: int) -> None:
+    """Refuses a seed that a generator does not take.
+
+    Raises:
+        DataError: it is negative or too large.
+    """
+    if not 0 <= seed < 2**63:
+        raise DataError(f"seed must lie between 0 and 2**63 - 1, not {seed}.")

@@ -1,0 +1,185 @@
+"""Opening data sets of images: from the Hub, folders, files and memory."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    IterableDataset,
+    IterableDatasetDict,
+    ReadInstruction,
+    get_dataset_split_names,
+    load_dataset,
+    load_from_disk,
+)
+from datasets import Image as ImageFeature
+from datasets.exceptions import DatasetNotFoundError
+from PIL import Image
+
+from ..runtime.errors import DataError, first_sentence
+from .image_files import files_by_split
+
+
+def open_dataset(
+    dataset: str | Dataset | IterableDataset | DatasetDict | IterableDatasetDict,
+    *,
+    split: str | None = None,
+    config_name: str | None = None,
+    streaming: bool = False,
+    token: str | bool | None = None,
+) -> Dataset | IterableDataset:
+    """Opens a data set by hub id, folder (of images, of parquet files, or saved by `datasets`) or parquet file.
+
+    Args:
+        dataset: hub id, path, or a `datasets` object, which is returned as it is.
+        split (`str`, *optional*): default: the only one, else `"train"`.
+        config_name (`str`, *optional*): configuration of a hub data set.
+        streaming (`bool`, defaults to `False`): do not download the whole set first.
+        token (`str` or `bool`, *optional*): for the Hub.
+
+    Raises:
+        DataError: it cannot be found or opened, or the split is not there; the message lists the splits.
+    """
+    if isinstance(dataset, (Dataset, IterableDataset)):
+        if split is not None and split != dataset.split:
+            raise DataError(f"This data set is one split ({dataset.split or 'unnamed'}) already; leave out {split!r}.")
+        return dataset
+    if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
+        return _take_split(dataset, split)
+    if not isinstance(dataset, (str, Path)):
+        raise DataError(f"A data set must be a hub id, a path or a datasets.Dataset, not {type(dataset).__name__}.")
+    try:
+        if Path(dataset).is_dir() and not _is_saved(Path(dataset)) and (folder := _image_folder(Path(dataset))):
+            return open_dataset(folder, split=split)
+        arguments = _builder_arguments(Path(dataset)) if Path(dataset).exists() else {"path": str(dataset)}
+        if arguments is None:
+            return open_dataset(load_from_disk(str(dataset)), split=split)
+        splits = get_dataset_split_names(**arguments, config_name=config_name, token=token)
+        chosen = _choose_split(splits, split)
+        return load_dataset(**arguments, name=config_name, split=chosen, streaming=streaming, token=token)
+    except DatasetNotFoundError as error:
+        raise DataError(
+            f"Data set {str(dataset)!r} is neither a file or folder here nor a data set on the Hub; check the name, "
+            "or pass a token if it is private."
+        ) from error
+    except DataError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"Data set {str(dataset)!r} cannot be opened ({first_sentence(error)}); check its name and the connection."
+        ) from error
+
+
+def _is_saved(path: Path) -> bool:
+    """Whether `datasets` has written this folder with `save_to_disk`."""
+    return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
+
+
+def public_name(dataset: Any, opened: Dataset | IterableDataset | None = None) -> str:
+    """What to call a data set where others may read it: no local path beyond its last part."""
+    if isinstance(dataset, (str, os.PathLike)):
+        return Path(dataset).name if Path(dataset).exists() else str(dataset)
+    return (opened.info.dataset_name if opened is not None else None) or "a data set in memory"
+
+
+def _builder_arguments(path: Path) -> dict[str, Any] | None:
+    """Arguments of `load_dataset` for a local path; `None` for a folder that `save_to_disk` wrote."""
+    if path.is_file():
+        if path.suffix == ".parquet":
+            return {"path": "parquet", "data_files": str(path)}
+        raise DataError(f"{path} is a file but not parquet; give a folder of images or a parquet file.")
+    if _is_saved(path):
+        return None
+    if any(path.rglob("*.parquet")):
+        return {"path": "parquet", "data_files": str(path / "**" / "*.parquet")}
+    raise DataError(f"Folder {path} holds neither images nor parquet files; give a folder that does.")
+
+
+def _image_folder(path: Path) -> DatasetDict | None:
+    """The images of a folder and all below it; `None` if it holds none.
+
+    Folders named as splits make splits. Unlike in `datasets`, names of files do not: every image counts. If all images
+    of every split lie in sub-folders, two or more in all, those are classes, and name the column `label`.
+    """
+    splits = files_by_split(path)
+    below = {split: [file.relative_to(root) for file in files] for split, (root, files) in splits.items()}
+    classes = sorted({file.parts[0] for files in below.values() for file in files})
+    labelled = len(classes) > 1 and all(len(file.parts) > 1 for files in below.values() for file in files)
+    made = DatasetDict()
+    for split, (_, files) in splits.items():
+        made[split] = Dataset.from_dict({"image": list(map(str, files))}, split=split)
+        made[split] = made[split].cast_column("image", ImageFeature())
+        if labelled:
+            labels = [classes.index(file.parts[0]) for file in below[split]]
+            made[split] = made[split].add_column("label", labels, feature=ClassLabel(names=classes))
+    return made or None
+
+
+def _take_split(splits: DatasetDict | IterableDatasetDict, split: str | None) -> Dataset | IterableDataset:
+    """One split, or a slice of one, e.g. `"train[:10%]"`."""
+    name, _, rest = _choose_split(list(splits), split).partition("[")
+    chosen = splits[name]
+    if not rest:
+        return chosen
+    try:
+        (part,) = ReadInstruction.from_spec(f"{name}[{rest}").to_absolute({name: len(chosen)})
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{split!r} is no slice of the split {name} ({first_sentence(error)}).") from error
+    return chosen.select(range(part.from_, part.to))
+
+
+def _choose_split(splits: list[str], split: str | None) -> str:
+    if split is not None:
+        if split.partition("[")[0] not in splits:
+            raise DataError(f"The data set has no split {split!r}; choose one of {', '.join(splits)}.")
+        return split
+    if len(splits) == 1:
+        return splits[0]
+    if "train" in splits:
+        return "train"
+    raise DataError(f"The data set has several splits; choose one of {', '.join(splits)} with split=….")
+
+
+def undecoded(
+    dataset: Dataset | IterableDataset, image_column: str, mask_column: str | None = None
+) -> Dataset | IterableDataset:
+    """A column of images, and one of masks if it is named, as files rather than pixels: a broken one can be skipped.
+
+    Raises:
+        DataError: no such column, or not images; names the argument that chooses another.
+    """
+    columns = {"image_column": image_column} | ({} if mask_column is None else {"mask_column": mask_column})
+    features = dataset.features
+    example: dict[str, Any] = {} if features is not None else next(iter(dataset), {})
+    known = list(example if features is None else features)
+    for option, column in columns.items():
+        if column not in known:
+            raise DataError(
+                f"The data set has no column {column!r}; choose one of {', '.join(known) or 'none'} with {option}=…."
+            )
+        kind = example[column] if features is None else features[column]
+        if features is None and not isinstance(kind, (Image.Image, dict, bytes)):
+            raise _not_images(column, type(kind).__name__, option)
+        if features is not None and not _holds_images(kind):
+            raise _not_images(column, str(kind), option)
+    if features is None:
+        return dataset
+    dataset = dataset.select_columns(list(dict.fromkeys(columns.values())))
+    for column in columns.values():
+        dataset = dataset.cast_column(column, ImageFeature(decode=False))
+    return dataset
+
+
+def _holds_images(kind: Any) -> bool:
+    files = isinstance(kind, dict) and {"bytes", "path"} <= set(kind)
+    return isinstance(kind, ImageFeature) or files or getattr(kind, "dtype", None) in ("binary", "large_binary")
+
+
+def _not_images(column: str, kind: str, option: str) -> DataError:
+    return DataError(
+        f"Column {column!r} holds {kind}, not images; choose another with {option}=…, or cast it with "
+        "dataset.cast_column(…, datasets.Image())."
+    )

@@ -1,0 +1,81 @@
+"""Image files: finding them in folders, reading them, and naming those that cannot be read."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Image as ImageFeature
+from PIL import Image, UnidentifiedImageError
+
+from ..runtime.errors import DataError, first_sentence
+
+SPLIT_FOLDERS = {"train", "test", "val", "validation"}
+
+IMAGE_EXTENSIONS = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+
+
+def files_by_split(path: Path) -> dict[str, tuple[Path, list[Path]]]:
+    """The image files of a folder and all below it, sorted: for each split, its root and its files.
+
+    All are of one split, `"train"`, unless every file lies in a folder that is named as a split.
+    """
+    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file()]
+    tops = {file.relative_to(path).parts[0] for file in files}
+    if not tops <= SPLIT_FOLDERS:
+        return {"train": (path, files)}
+    return {
+        top: (path / top, [file for file in files if file.relative_to(path).parts[0] == top]) for top in sorted(tops)
+    }
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image that could not be read, and why."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
+
+def read_image(
+    value: Any, name: str, convert: Callable[[Image.Image], Image.Image] = lambda image: image
+) -> Image.Image | BadImage:
+    """The pixels of one undecoded image, or why they cannot be read; `name` is for one that has no path."""
+    try:
+        image = convert(_decode(value))
+        image.load()
+    except Exception as error:  # decoders raise what they like, and every one of them means a bad file
+        reason = "no known image format" if isinstance(error, UnidentifiedImageError) else first_sentence(error)
+        return BadImage(image_name(value, name), reason)
+    return image
+
+
+def image_name(value: Any, name: str) -> str:
+    """The path of an undecoded image; `name` if it has none."""
+    return str((value.get("path") if isinstance(value, dict) else None) or name)
+
+
+def stop_if_too_many_bad(bad: Sequence[BadImage], max_fraction: float, seen: int, expected: int) -> None:
+    """Refuses to go on if more than a share of the expected images cannot be read; one may always be bad.
+
+    Raises:
+        DataError: names them.
+    """
+    if len(bad) > max(1, int(max_fraction * expected)):
+        raise DataError(
+            f"Too many unreadable images ({len(bad)} among the first {seen}): {', '.join(map(str, bad))}; mend them "
+            "or raise max_bad_fraction."
+        )
+
+
+def _decode(value: Any) -> Image.Image:
+    if isinstance(value, Image.Image):
+        return value
+    if isinstance(value, bytes):
+        value = {"bytes": value, "path": None}
+    if value is None:
+        raise ValueError("no image")
+    return ImageFeature().decode_example(value)

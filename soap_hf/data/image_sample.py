@@ -1,0 +1,300 @@
+"""Images from data sets: sampling, sharing among processes, decoding, and naming those that cannot be read."""
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from datasets import Dataset, IterableDataset
+from datasets.distributed import split_dataset_by_node
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import IterableDataset as TorchIterableDataset
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from ..runtime.errors import DataError
+from .data_sets import undecoded
+from .image_files import BadImage, image_name, read_image, stop_if_too_many_bad
+from .preprocessing import to_rgb
+
+logger = logging.get_logger(__name__)
+
+SHUFFLE_BUFFER = 1000
+"""Images held to shuffle a stream."""
+
+
+class Example(NamedTuple):
+    """One image: its name, its pixels (RGB), and its mask (as the file has it), if there are masks."""
+
+    name: str
+    image: Image.Image
+    mask: Image.Image | None = None
+
+
+class Batch(NamedTuple):
+    """Some images of a sample.
+
+    Attributes:
+        values: what was made of the readable ones: a tensor of all of them if it is a tensor each, else a list.
+        names (`list[str]`), positions (`list[int]`): of the readable ones; positions are in the order of the sample.
+        bad (`list[BadImage]`): those that could not be read.
+        refusal (`DataError`, *optional*): why the images are not to be used at all.
+    """
+
+    values: Any
+    names: list[str]
+    positions: list[int]
+    bad: list[BadImage]
+    refusal: DataError | None = None
+
+    @property
+    def num_images(self) -> int:
+        """How many there are, the bad ones among them."""
+        return len(self.positions) + len(self.bad)
+
+
+class ImageSample:
+    """A seeded random sample of a data set's images, read in the same order each time.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): where the images are. A stream is shuffled through a buffer.
+        column (`str`): the image column.
+        num_images (`int`, *optional*): how many to draw; all if there are fewer, or if `None`.
+        seed (`int`, *optional*): names the sample; `None` keeps the order of the data set.
+        in_order (`bool`, defaults to `False`): read a random sample in the order of the data set.
+        mask_column (`str`, *optional*): the column that holds the masks.
+        resize_masks (`bool`, defaults to `True`): a mask of another size than its image is resized (nearest), else
+            refused.
+
+    Attributes:
+        rows (sequence of `int`, *optional*): rows of the data set in the order of reading; `None` for a
+            stream.
+        available (`int`, *optional*): how many images there are; `None` if nobody knows.
+        bad_images (`list[BadImage]`): those that `read` could not read.
+
+    Raises:
+        DataError: no such column, not images, a stream without end, or fewer than 2 for a random sample.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset | IterableDataset,
+        column: str,
+        num_images: int | None,
+        seed: int | None,
+        *,
+        in_order: bool = False,
+        mask_column: str | None = None,
+        resize_masks: bool = True,
+    ):
+        self.column, self.mask_column, self.resize_masks = column, mask_column, resize_masks
+        self.streamed = isinstance(dataset, IterableDataset)
+        self.rows: Sequence[int] | None = None
+        self.available: int | None
+        images = undecoded(dataset, column, mask_column)
+        if isinstance(images, IterableDataset):
+            if num_images is None and _repeats_for_ever(images):
+                raise DataError("The stream repeats itself for ever; say how many images to read with num_images.")
+            stream = images if seed is None else images.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+            self._images: Any = stream if num_images is None else stream.take(num_images)
+            self.available = num_images
+        else:
+            self.rows = _order(len(images), seed)[:num_images]
+            self.rows = sorted(self.rows) if in_order else self.rows
+            self._images, self.available = images.select(self.rows), len(self.rows)
+            if self.available < 2 and seed is not None:
+                raise DataError(f"At least 2 images are needed, but the data set has {self.available}.")
+        self._seed = seed or 0
+        self.bad_images: list[BadImage] = []
+        # a stream that is read to its end may be split by its files; a sample of it must be the same for any number
+        # of processes, so that each reads all files and keeps its share
+        self.in_parts = self.streamed and num_images is None
+
+    def example(self, row: dict[str, Any], position: int) -> Example | BadImage:
+        """What one row holds.
+
+        Raises:
+            DataError: its mask has another size, and masks may not be resized.
+        """
+        name = f"row {position} of the sample" if self.rows is None else f"row {self.rows[position]}"
+        name = image_name(row[self.column], name)
+        image = read_image(row[self.column], name, to_rgb)
+        if isinstance(image, BadImage) or self.mask_column is None:
+            return image if isinstance(image, BadImage) else Example(name, image)
+        mask = read_image(row[self.mask_column], f"mask of {name}")
+        if isinstance(mask, BadImage):
+            return mask
+        if mask.size != image.size:
+            if not self.resize_masks:
+                raise DataError(
+                    f"The mask of {name} has {mask.width} x {mask.height} pixels, but the image {image.width} x "
+                    f"{image.height}; mend it, or let masks be resized."
+                )
+            mask = mask.resize(image.size, Image.Resampling.NEAREST)
+        return Example(name, image, mask)
+
+    def batches(
+        self,
+        prepare: Callable[[Example], Any],
+        batch_size: int,
+        num_workers: int | None = None,
+        *,
+        start: int = 0,
+        stop: int | None = None,
+        rank: int = 0,
+        num_processes: int = 1,
+    ) -> Iterator[Batch]:
+        """What `prepare` makes of the images from position `start` up to `stop`, or of this process's share of them.
+
+        Processes take turns: batch by batch, or image by image of a stream. After equally many batches each, they have
+        read every position up to a common one.
+
+        Args:
+            prepare (callable): runs in the processes that decode.
+            batch_size (`int`): images at a time, fewer where some cannot be read.
+            num_workers (`int`, *optional*): processes that decode; default: what the machine and the sample allow.
+
+        Raises:
+            DataError: what `prepare` raises, and the refusal of a mask.
+        """
+        num_workers = default_workers(self.available) if num_workers is None else num_workers
+        read = partial(_read, sample=self, prepare=prepare)
+        loading: dict[str, Any]
+        if self.streamed:
+            strategy = "auto" if self.in_parts else "examples"
+            rows = split_dataset_by_node(self._images, rank, num_processes, strategy=strategy)
+            images: TorchDataset = _Stream(rows, read, start, stop, rank, num_processes)
+            loading = {"batch_size": batch_size, "num_workers": min(num_workers, 1)}
+        else:
+            images, end = _Rows(self._images, read), min(len(self._images), sys.maxsize if stop is None else stop)
+            turns = range(start + rank * batch_size, end, num_processes * batch_size)
+            shares = [range(first, min(first + batch_size, end)) for first in turns]
+            loading = {"batch_sampler": shares, "num_workers": num_workers}
+        generator = torch.Generator().manual_seed(self._seed)  # else it draws from the global one
+        pin = torch.cuda.is_available()  # copies to the accelerator then overlap with its work
+        for batch in DataLoader(images, collate_fn=_collate, generator=generator, pin_memory=pin, **loading):
+            if batch.refusal is not None:
+                raise batch.refusal
+            yield batch
+
+    def read(
+        self,
+        prepare: Callable[[Example], Any],
+        batch_size: int = 1,
+        num_workers: int | None = None,
+        *,
+        max_bad_fraction: float,
+        phase: str = "images",
+        progress: bool = False,
+    ) -> Iterator[Batch]:
+        """All images in this process: batches that hold a readable one; the others are skipped, counted and named.
+
+        Args:
+            prepare, batch_size, num_workers: as in `batches`.
+            max_bad_fraction (`float`): share of unreadable images that are skipped; at least one is.
+            phase (`str`): names the bar.
+            progress (`bool`, defaults to `False`): show a bar.
+
+        Raises:
+            DataError: too many unreadable images; names them.
+        """
+        self.bad_images = []
+        seen, expected = 0, SHUFFLE_BUFFER if self.available is None else self.available
+        with tqdm(total=self.available, desc=phase, unit=" images", disable=not progress) as bar:
+            for batch in self.batches(prepare, batch_size, num_workers):
+                self.bad_images += batch.bad
+                seen += batch.num_images
+                stop_if_too_many_bad(self.bad_images, max_bad_fraction, seen, max(seen, expected))
+                if batch.positions:
+                    yield batch
+                bar.update(batch.num_images)
+        if self.bad_images:
+            names = ", ".join(map(str, self.bad_images))
+            logger.warning(f"{len(self.bad_images)} unreadable images were skipped: {names}.")
+
+
+def default_workers(num_images: int | None) -> int:
+    """Processes that decode so many images (`None`: nobody knows how many) for this process."""
+    # starting a process costs more than decoding a few images
+    if num_images is not None and num_images < 200:
+        return 0
+    if multiprocessing.get_start_method() != "fork":  # others run an unguarded script again in each process
+        return 0
+    on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return min(4, max(1, (os.cpu_count() or 1) // on_this_machine - 1))
+
+
+def _order(length: int, seed: int | None) -> Sequence[int]:
+    if seed is None:
+        return range(length)
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def _repeats_for_ever(stream: IterableDataset) -> bool:
+    link = getattr(stream, "_ex_iterable", None)
+    while link is not None:
+        if type(link).__name__ == "RepeatExamplesIterable" and link.num_times is None:
+            return True
+        link = getattr(link, "ex_iterable", None)
+    return False
+
+
+class Item(NamedTuple):
+    """What was made of the image at one position, and its name; or why nothing was."""
+
+    position: int
+    value: Any
+    name: str = ""
+
+
+def _read(row: dict[str, Any], position: int, sample: ImageSample, prepare: Callable[[Example], Any]) -> Item:
+    try:
+        example = sample.example(row, position)
+        if isinstance(example, BadImage):
+            return Item(position, example)
+        return Item(position, prepare(example), example.name)
+    except DataError as error:  # raised in a process that decodes, it would bring that one's traceback along
+        return Item(position, error)
+
+
+class _Rows(TorchDataset):
+    def __init__(self, rows: Dataset, read: Any):
+        self.rows, self.read = rows, read
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> Item:
+        return self.read(self.rows[position], position)
+
+
+class _Stream(TorchIterableDataset):
+    def __init__(self, rows: IterableDataset, read: Any, start: int, stop: int | None, rank: int, num_processes: int):
+        self.rows, self.read = rows, read
+        self.wanted = range(start, sys.maxsize if stop is None else stop)
+        self.positions = range(rank, sys.maxsize, num_processes)
+
+    def __iter__(self) -> Iterator[Item]:
+        # unlike iterating over the rows themselves, `iter` gives one order in every process
+        for position, batch in zip(self.positions, self.rows.iter(batch_size=1), strict=False):
+            if position >= self.wanted.stop:
+                return
+            if position in self.wanted:
+                yield self.read({name: values[0] for name, values in batch.items()}, position)
+
+
+def _collate(items: Iterable[Item]) -> Batch:
+    items = list(items)
+    refusal = next((item.value for item in items if isinstance(item.value, DataError)), None)
+    bad = [item.value for item in items if isinstance(item.value, BadImage)]
+    good = [item for item in items if not isinstance(item.value, (BadImage, DataError))]
+    values: Any = [item.value for item in good]
+    if good and refusal is None and all(isinstance(value, Tensor) for value in values):
+        values = torch.stack(values)
+    return Batch(values, [item.name for item in good], [item.position for item in good], bad, refusal)

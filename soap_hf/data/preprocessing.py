@@ -1,0 +1,244 @@
+"""From images to the pixels that a backbone expects: one image processor, one size, real and synthetic alike."""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoImageProcessor, ViTImageProcessorPil
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
+
+from ..runtime.errors import DataError, first_sentence
+
+logger = logging.get_logger(__name__)
+
+
+def load_image_processor(name_or_path: str | None, fallback_size: tuple[int, int], **hub_kwargs: Any) -> Any:
+    """The image processor of a backbone, or the documented default: RGB, bicubic, ImageNet mean and std.
+
+    Args:
+        name_or_path (`str`, *optional*): hub id or folder of the backbone.
+        fallback_size (`(height, width)`): size of the default.
+        hub_kwargs: handed to `AutoImageProcessor.from_pretrained`.
+
+    Returns:
+        A transformers image processor; a warning says so if it is the default.
+
+    Raises:
+        DataError: the backbone has one that cannot be read.
+    """
+    reason = "a model in memory brings none"
+    if name_or_path:
+        try:
+            return AutoImageProcessor.from_pretrained(name_or_path, **hub_kwargs)
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            reason = first_sentence(error)
+            if not isinstance(error, ImportError) and _has_processor(name_or_path, hub_kwargs):
+                raise DataError(
+                    f"The image processor of {name_or_path} cannot be read ({reason}); mend it, or pass another."
+                ) from error
+    height, width = fallback_size
+    logger.warning(
+        f"No image processor for {name_or_path or 'this backbone'} ({reason}): images are made RGB, resized to "
+        f"{height} x {width} (bicubic) and normalised with the ImageNet mean and std; pass image_processor to "
+        "choose another."
+    )
+    return ViTImageProcessorPil(
+        size={"height": height, "width": width},
+        resample=Image.Resampling.BICUBIC,
+        image_mean=list(IMAGENET_DEFAULT_MEAN),
+        image_std=list(IMAGENET_DEFAULT_STD),
+        do_convert_rgb=True,
+    )
+
+
+def _has_processor(name_or_path: str, hub_kwargs: dict[str, Any]) -> bool:
+    known = {name: value for name, value in hub_kwargs.items() if name in ("revision", "token", "cache_dir")}
+    return (
+        cached_file(name_or_path, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False, **known)
+        is not None
+    )
+
+
+class ImagePreprocessor:
+    """Turns one image into the pixels of one size that a backbone expects.
+
+    Args:
+        processor: a transformers image processor.
+        image_size (`(height, width)`, *optional*): the model's input size. The processor's resize is scaled in
+            proportion to its crop; without it the processor's own size is used. A processor that keeps the aspect
+            ratio gets images cropped about their centre, so that all share one size.
+        native_size (`(height, width)`, *optional*): the backbone's, for a processor that has no size of its own.
+
+    Attributes:
+        size (`(height, width)`): of the pixels.
+
+    A processor that has no fixed height and width (SigLIP 2, Pixtral) or makes clips gives way to a plain one with its
+    colours, said aloud.
+
+    Raises:
+        DataError: the processor does not make images of one size.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        image_size: tuple[int, int] | None = None,
+        native_size: tuple[int, int] | None = None,
+    ):
+        self.processor = processor
+        own_size = _own_size(processor)
+        image_size = image_size or (native_size if own_size is None else None)
+        if image_size is None and own_size is None:
+            raise DataError(f"{type(processor).__name__} has no fixed size; pass image_size.")
+        self.size: tuple[int, int] = image_size or own_size  # type: ignore[assignment]
+        self._kwargs = {} if image_size in (None, own_size) else _size_kwargs(processor, self.size)
+        self._crops = not _crop(processor) and _field(processor, "size", "height") is None
+        problem = self._problem()
+        if problem and _packs_or_makes_clips(processor):
+            logger.warning(f"{problem} Images are resized to {self.size[0]} x {self.size[1]} pixels instead.")
+            self.processor, self._kwargs, self._crops = _plain_processor(processor, self.size), {}, False
+            problem = self._problem()
+        if problem:
+            raise DataError(f"{problem} Choose another image_size or pass image_processor.")
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Pixels of one image, `(3, height, width)` float32."""
+        image = to_rgb(image)
+        if self._crops:
+            image = _crop_to_aspect(image, self.size)
+        pixels = self.processor(image, return_tensors="pt", **self._kwargs)["pixel_values"]
+        return torch.as_tensor(pixels[0], dtype=torch.float32)
+
+    def of_example(self, example: Any) -> Tensor:
+        """Pixels of the image of an [`Example`]."""
+        return self(example.image)
+
+    def normalize(self, rgb: Tensor) -> Tensor:
+        """What the processor does to colours, and nothing else, for images that are already RGB floats.
+
+        Args:
+            rgb (`torch.Tensor` of shape `(B, 3, H, W)`): nominal range [0, 1].
+
+        Returns:
+            `torch.Tensor` of shape `(B, 3, H, W)`: scale, mean, std and channel order applied; not clipped, rounded or
+            resized.
+        """
+        shift, matrix = (part.to(rgb.device) for part in self._colour_map)
+        return torch.einsum("oc,bchw->bohw", matrix, rgb) + shift.view(1, 3, 1, 1)
+
+    def resized_processor(self) -> Any:
+        """The processor with this size for its own, to be saved beside a head."""
+        return (
+            type(self.processor).from_dict({**self.processor.to_dict(), **self._kwargs})
+            if self._kwargs
+            else self.processor
+        )
+
+    @cached_property  # plain images pass through the whole processor
+    def _colour_map(self) -> tuple[Tensor, Tensor]:
+        """Shift `(3,)` and matrix `(3, 3)` of the processor's affine map of colours, read off plain images."""
+        colours = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
+        seen = [
+            self(Image.new("RGB", self.size[::-1], colour))[:, self.size[0] // 2, self.size[1] // 2]
+            for colour in colours
+        ]
+        return seen[0], torch.stack([colour - seen[0] for colour in seen[1:]], dim=1)
+
+    def _problem(self) -> str | None:
+        """Why two images of different shape do not come out in one size, in a sentence; `None` if they do."""
+        name = type(self.processor).__name__
+        for shape in ((300, 200), (170, 310)):
+            try:
+                got = tuple(self(Image.new("RGB", shape)).shape)
+            except (ValueError, RuntimeError, KeyError, TypeError) as error:
+                height, width = self.size
+                return f"{name} cannot make images of {height} x {width} pixels ({first_sentence(error)})."
+            if got != (3, *self.size):
+                return f"{name} makes pixels of shape {got}, not (3, {self.size[0]}, {self.size[1]})."
+        return None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB, 8 bit: palette, grey, CMYK and alpha as Pillow converts them, 16 bit scaled down rather than clipped.
+
+    Raises:
+        DataError: 32-bit pixels, whose range nobody knows.
+    """
+    if image.mode in ("I", "F"):
+        raise DataError(f"pixels of mode {image.mode!r} have no known range; save the image with 8 or 16 bits")
+    if image.mode.startswith("I;16"):
+        image = image.convert("I").point(lambda value: value / 257).convert("L")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _field(processor: Any, name: str, part: str) -> int | None:
+    value = getattr(processor, name, None)
+    return None if value is None else dict(value).get(part)
+
+
+def _crop(processor: Any) -> tuple[int, int] | None:
+    if not getattr(processor, "do_center_crop", False):
+        return None
+    height, width = _field(processor, "crop_size", "height"), _field(processor, "crop_size", "width")
+    return None if height is None or width is None else (height, width)
+
+
+def _own_size(processor: Any) -> tuple[int, int] | None:
+    """`(height, width)` of what the processor makes: its crop, else its size; a shortest edge alone gives a square."""
+    if crop := _crop(processor):
+        return crop
+    height, width = _field(processor, "size", "height"), _field(processor, "size", "width")
+    edge = _field(processor, "size", "shortest_edge")
+    if height is not None and width is not None:
+        return height, width
+    patches, patch = getattr(processor, "max_num_patches", None), getattr(processor, "patch_size", None)
+    if isinstance(patches, int) and isinstance(patch, int):
+        edge = round(patches**0.5) * patch
+    return None if edge is None else (edge, edge)
+
+
+def _size_kwargs(processor: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """Arguments that make the processor give `size`."""
+    height, width = size
+    crop, edge = _crop(processor), _field(processor, "size", "shortest_edge")
+    if not crop:
+        return {"size": {"shortest_edge": min(size)} if edge is not None else {"height": height, "width": width}}
+    scale = max(height / crop[0], width / crop[1])
+    if edge is not None:
+        resize = {"shortest_edge": max(height, width, round(edge * scale))}
+    else:
+        own_height = _field(processor, "size", "height") or crop[0]
+        own_width = _field(processor, "size", "width") or crop[1]
+        resize = {"height": round(own_height * height / crop[0]), "width": round(own_width * width / crop[1])}
+    return {"size": resize, "crop_size": {"height": height, "width": width}}
+
+
+def _packs_or_makes_clips(processor: Any) -> bool:
+    fixed = any(_field(processor, "size", part) is not None for part in ("height", "shortest_edge"))
+    return not fixed or "Video" in type(processor).__name__
+
+
+def _plain_processor(processor: Any, size: tuple[int, int]) -> Any:
+    """A processor that resizes to `size` and treats colours as another does."""
+    return ViTImageProcessorPil(
+        size={"height": size[0], "width": size[1]},
+        resample=Image.Resampling.BICUBIC,
+        do_rescale=processor.do_rescale,
+        rescale_factor=processor.rescale_factor,
+        do_normalize=processor.do_normalize,
+        image_mean=processor.image_mean,
+        image_std=processor.image_std,
+        do_convert_rgb=True,
+    )
+
+
+def _crop_to_aspect(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The largest centred part of the image with the aspect ratio of `size`."""
+    scale = min(image.height / size[0], image.width / size[1])
+    height, width = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    top, left = (image.height - height) // 2, (image.width - width) // 2
+    return image.crop((left, top, left + width, top + height))

@@ -1,0 +1,1 @@
+"""Clean features of whole data sets, in files. The door is `extraction`."""

@@ -1,0 +1,130 @@
+"""Writing files and folders: whole or not at all, so that nothing half-written stays behind."""
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .runtime.errors import OutputError
+
+
+def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file under a temporary name, then renames it.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        try:
+            save_file(contiguous, temporary, metadata={"format": "pt", **metadata})
+        except SafetensorError as error:  # what it makes of a full disk
+            raise OSError(str(error)) from error
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; renames it onto `path` if the block succeeds, removes it if not."""
+    target = Path(path)
+    try:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        os.close(handle)
+    except OSError as error:
+        raise OutputError(f"Cannot write {target}: {error.strerror or error}; choose another folder.") from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o666 & ~_umask())
+        temporary.replace(target)
+    except OSError as error:
+        raise OutputError(f"Cannot write {target}: {error.strerror or error}; choose another folder.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def staging_folder(target: str | os.PathLike, owned: tuple[str, ...] = ()) -> Iterator[Path]:
+    """Yields an empty folder beside `target`, whose content moves into `target` if the block succeeds.
+
+    A new folder appears at once. In one that exists files are replaced one by one, and all put back if one fails.
+
+    Args:
+        target (`str` or `os.PathLike`): the folder to write.
+        owned (`tuple[str, ...]`): patterns of files that belong together with those written: any that `target` holds
+            and the block did not write is removed. Every other file of `target` stays as it is.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    target = Path(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as name:
+            new, old = Path(name, "new"), Path(name, "old")
+            new.mkdir()
+            yield new
+            for written in new.rglob("*"):
+                if written.is_file():
+                    written.chmod(0o666 & ~_umask())  # safetensors writes for its owner alone
+            if target.exists():
+                _replace_files(new, target, old, owned)
+            else:
+                new.rename(target)
+    except OSError as error:
+        raise OutputError(f"Cannot write {target}: {error.strerror or error}; choose another folder.") from error
+
+
+def check_output_folder(target: str | os.PathLike, overwrite: bool) -> None:
+    """Refuses, before any work, a folder that holds something or cannot be written.
+
+    Raises:
+        OutputError: says which.
+    """
+    target = Path(target)
+    if target.exists() and not target.is_dir():
+        raise OutputError(f"{target} is a file; choose a folder.")
+    if target.exists() and any(target.iterdir()) and not overwrite:
+        raise OutputError(f"{target} is not empty; choose another folder or pass --overwrite.")
+    is_new = not target.exists()
+    with staging_folder(target):
+        pass
+    if is_new:  # work that fails leaves no empty folder
+        target.rmdir()
+
+
+def _replace_files(new: Path, target: Path, old: Path, owned: tuple[str, ...]) -> None:
+    """Moves files of `new` into `target`, and those that they replace into `old`; puts all back on an error."""
+    arriving = [path.relative_to(new) for path in sorted(new.rglob("*")) if path.is_file()]
+    stale = [path.relative_to(target) for pattern in owned for path in sorted(target.glob(pattern))]
+    done: list[tuple[Path, Path]] = []
+
+    def move(source: Path, destination: Path) -> None:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        source.replace(destination)
+        done.append((source, destination))
+
+    try:
+        for path in dict.fromkeys([*arriving, *stale]):
+            if (target / path).exists():
+                move(target / path, old / path)
+        for path in arriving:
+            move(new / path, target / path)
+    except OSError:
+        for source, destination in reversed(done):
+            destination.replace(source)
+        raise
+    finally:
+        for folder in {(target / path).parent for path in (*arriving, *stale)} - {target}:
+            with suppress(OSError):
+                folder.rmdir()  # if nothing is left in it
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

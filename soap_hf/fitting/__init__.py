@@ -1,0 +1,1 @@
+"""From a backbone and some images to a head, in any number of processes. The door is `fit`."""

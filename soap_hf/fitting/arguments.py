@@ -1,0 +1,116 @@
+"""The arguments of a fit: names, defaults, help and checks, once."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..data.arguments import ImageArguments, argument, parse_batch_size, parse_mu, refuse_bad_seed
+from ..runtime.errors import DataError, LayoutError
+from ..statistics.semantic_invariance import suppression_weights
+from .cache import parse_bytes
+
+
+@dataclass(kw_only=True)
+class FitArguments(ImageArguments):
+    """Keyword arguments of [`fit_soap`]; the options of `soap-hf fit` and the keys of a recipe have the same names.
+
+    Args:
+        image_column (`str`, defaults to `"image"`): the column that holds the images.
+        split, config_name (`str`, *optional*), streaming (`bool`): as in `datasets.load_dataset`; the default split is
+            the only one, else `"train"`.
+        num_images (`int`, defaults to 1000): size of the seeded random sample; all images if there are fewer, or if
+            `None`.
+        num_synthetic (`int`, *optional*): default: as many as real images whose responses count.
+        batch_size (`int` or `"auto"`, defaults to 32): images in a forward pass; `"auto"` looks for the largest that
+            an accelerator holds.
+        image_size (`int` or `(height, width)`, *optional*): the model's input size; default: the processor's.
+        layer (`int`, list of them, or `"all"`; defaults to -1): -1 for `last_hidden_state`, `i >= 0` for
+            `hidden_states[i]`; `"all"` is every one of them whose patch tokens are found.
+        mu (`float` or `"auto"`), tau (`float`), threshold (`float`): as in `suppression_weights`.
+        isotropic (`bool`, defaults to `False`): synthetic gradients without a preferred direction.
+        seed (`int`, defaults to 0): of the sample and of the synthetic images.
+        dtype (`str` or `torch.dtype`, *optional*): of the backbone; default: float32 on CPU, the checkpoint's on an
+            accelerator.
+        device (`str` or `torch.device`, *optional*): default: the accelerator if there is one.
+        revision, token, trust_remote_code: for the backbone on the Hub.
+        num_workers (`int`, *optional*): processes that decode images; default: what the machine and the sample allow.
+        max_bad_fraction (`float`, defaults to 0.01): share of unreadable images that are skipped; at least one is.
+        token_cache (`int` or `str`, defaults to `"2GB"`): memory of all processes together for the tokens of real
+            images, until their components are known. All count for the components; for the responses those that fit:
+            the first of the random order.
+        exact (`bool`, defaults to `False`): read all real images a second time for their responses instead.
+        tolerance (`float`, *optional*): stop reading real images when what would be removed has moved by less for
+            three checks running (see `Convergence`).
+        compile (`bool`, defaults to `False`): run the backbone through `torch.compile`.
+        checkpoint (`str`, *optional*): file for what was added up so far, written when SIGINT, SIGTERM or an error
+            ends the fit; it is left to the caller to remove it.
+        checkpoint_every (`int`, *optional*): write it after so many images, too.
+        resume (`bool`, defaults to `False`): go on from there.
+        progress (`bool`, defaults to `True`): show bars, and a table of components at the end.
+
+    Raises:
+        DataError, LayoutError, SOAPError: names the argument that is impossible.
+
+    Example:
+        >>> FitArguments(num_images=500).mu
+        'auto'
+    """
+
+    split: str | None = argument(None, "Split; default: the only one, else train.")
+    streaming: bool = argument(False, "Do not download the whole data set first.", flag="--streaming")
+    num_images: int | None = argument(1000, "Size of the random sample of real images.", kind=int, least=2)
+    num_synthetic: int | None = argument(None, "Default: as many as real images.", least=2)
+    batch_size: int | Literal["auto"] = argument(
+        32, "Images in a forward pass; auto: all that fit.", parser=parse_batch_size, metavar="NUMBER|auto"
+    )
+    layer: int | Sequence[int] | Literal["all"] = argument(
+        -1, "-1: last_hidden_state; i: hidden_states\\[i].", repeated=int, least=-1
+    )
+    mu: float | Literal["auto"] = argument("auto", "Components to remove.", parser=parse_mu, metavar="NUMBER|auto")
+    tau: float = argument(0.05, "Softness of the cut.")
+    threshold: float = argument(0.75, "Score above which auto removes a component.")
+    isotropic: bool = argument(False, "Synthetic gradients without a preferred direction.", flag="--isotropic")
+    seed: int = argument(0, "Of the sample and of the synthetic images.")
+    dtype: str | torch.dtype | None = argument(None, "Dtype of the backbone, e.g. bfloat16.", kind=str | None)
+    num_workers: int | None = argument(None, "Processes that decode images.", least=0)
+    token_cache: int | str = argument(
+        "2GB", "Memory for tokens of real images, e.g. 500MB; all processes together.", kind=str, metavar="SIZE"
+    )
+    exact: bool = argument(False, "Read real images twice instead of keeping tokens.", flag="--exact")
+    tolerance: float | None = argument(None, "Stop when what is removed moves by less for three checks running.")
+    compile: bool = argument(False, "Run the backbone through torch.compile.", flag="--compile")
+    checkpoint: str | os.PathLike | None = argument(
+        None, "File for what was added up so far; of a fit, default: OUTPUT.checkpoint.", kind=Path | None
+    )
+    checkpoint_every: int | None = argument(
+        None, "Images between two checkpoints; default: only when interrupted.", least=1
+    )
+    resume: bool = argument(False, "Go on from the checkpoint.", flag="--resume")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        suppression_weights(torch.ones(1), mu=self.mu, tau=self.tau, threshold=self.threshold)  # refuses bad ones
+        if any(number is not None and number < 2 for number in (self.num_images, self.num_synthetic)):
+            raise DataError("A fit needs at least 2 real and 2 synthetic images; raise num_images or num_synthetic.")
+        refuse_bad_seed(self.seed)
+        layers: Any = [self.layer] if isinstance(self.layer, int) else self.layer
+        if layers != "all" and not (len(layers) and all(isinstance(one, int) and one >= -1 for one in layers)):
+            raise LayoutError(
+                f'layer must be -1, the number of a hidden state, a list of those, or "all", not {self.layer!r}.'
+            )
+        if self.tolerance is not None and not 0 < self.tolerance < 1:
+            raise DataError(f"tolerance must lie between 0 and 1, not {self.tolerance}.")
+        if self.checkpoint is None and (self.checkpoint_every is not None or self.resume):
+            raise DataError("checkpoint_every and resume need to know where the checkpoint lies; pass checkpoint=….")
+        if self.checkpoint_every is not None and self.checkpoint_every < 1:
+            raise DataError(f"checkpoint_every must be at least 1 image, not {self.checkpoint_every}.")
+        parse_bytes(self.token_cache)
+
+    @property
+    def strength(self) -> dict[str, Any]:
+        """What `suppression_weights` takes."""
+        return {"mu": self.mu, "tau": self.tau, "threshold": self.threshold}

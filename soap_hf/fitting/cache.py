@@ -1,0 +1,150 @@
+"""Patch tokens kept in memory, so that each image passes through the backbone once."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from accelerate.utils import convert_file_size_to_int
+from torch import Tensor
+
+from ..runtime.errors import DataError
+
+LayerTokens = dict[int, Tensor]
+"""Patch tokens `(B, *grid, D)` of each layer, of one batch."""
+
+
+def parse_bytes(size: int | str) -> int:
+    """A number of bytes from `"2GB"`, `"64MB"`, `"1GiB"` or the number itself.
+
+    Raises:
+        DataError: it is no size.
+
+    Example:
+        >>> parse_bytes("64MB")
+        64000000
+    """
+    try:
+        number = size if isinstance(size, int) else convert_file_size_to_int(size)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise DataError(f"{size!r} is no size in memory; give one as 2GB, 500MB or 1GiB.")
+    return number
+
+
+def bytes_of_image(tokens: LayerTokens, halve: bool = False) -> int:
+    """Memory that the tokens of one image take, all layers.
+
+    Args:
+        tokens (`dict[int, torch.Tensor]`): of one batch.
+        halve (`bool`, defaults to `False`): as a halving [`TokenCache`] keeps them.
+    """
+    total = 0
+    for patches in tokens.values():
+        wide = halve and patches.element_size() > 2
+        width = patches.shape[-1] * (2 if wide else patches.element_size()) + (4 if wide else 0)
+        total += patches[0].numel() // patches.shape[-1] * width
+    return total
+
+
+class TokenCache:
+    """Tokens of the first images of a sample, in memory: as they are while few, then all of them in 16 bits.
+
+    In 16 bits a token is float16, scaled by its largest entry; tokens that take no more anyway stay as they are.
+
+    Args:
+        num_whole (`int`): so many images are kept as they are.
+        num_images (`int`, *optional*): positions `0 … num_images - 1` of the sample are kept, others passed over.
+            Default: `num_whole`.
+
+    Example:
+        >>> cache = TokenCache(3)
+        >>> cache.add({-1: torch.ones(4, 2, 2, 8)}, positions=[1, 2, 3, 4])
+        >>> [tokens[-1].shape for tokens in cache.batches()]
+        [torch.Size([2, 2, 2, 8])]
+    """
+
+    def __init__(self, num_whole: int, num_images: int | None = None):
+        self.num_whole, self.num_images = num_whole, num_whole if num_images is None else num_images
+        self._halving = False
+        self._batches: list[tuple[list[int], dict[int, Packed]]] = []
+
+    def add(self, tokens: LayerTokens, positions: list[int]) -> None:
+        """Keeps those tokens whose position counts.
+
+        Args:
+            tokens (`dict[int, torch.Tensor]`): patch tokens `(B, *grid, D)` of each layer.
+            positions (`list[int]`): of the `B` images in the sample.
+        """
+        rows = [row for row, position in enumerate(positions) if position < self.num_images]
+        if rows:
+            self.halve_if_more_than_whole(positions[-1] + 1)
+            packed = {layer: Packed(patches[rows].cpu()) for layer, patches in tokens.items()}
+            self._batches.append(([positions[row] for row in rows], self._halved(packed)))
+
+    def halve_if_more_than_whole(self, num_images: int) -> None:
+        """Turns all tokens to 16 bits if the sample has more images than are kept as they are."""
+        if num_images > self.num_whole and not self._halving:
+            self._halving = True
+            for number, (positions, packed) in enumerate(self._batches):  # one at a time, to stay in the budget
+                self._batches[number] = positions, self._halved(packed)
+
+    def batches(self, num_images: int | None = None) -> Iterator[LayerTokens]:
+        """The tokens, batch by batch in main memory; those of the first `num_images` positions if given."""
+        for positions, packed in self._batches:
+            rows = [row for row, at in enumerate(positions) if num_images is None or at < num_images]
+            if rows:
+                yield {layer: each.tokens()[rows] for layer, each in packed.items()}
+
+    def clear(self) -> None:
+        """Forgets all tokens."""
+        self._batches.clear()
+
+    def _halved(self, packed: "dict[int, Packed]") -> "dict[int, Packed]":
+        return {layer: each.halved() for layer, each in packed.items()} if self._halving else packed
+
+
+class Packed(NamedTuple):
+    """Patch tokens as a cache holds them."""
+
+    values: Tensor
+    scale: Tensor | None = None
+
+    def halved(self) -> "Packed":
+        """In 16 bits."""
+        if self.values.element_size() <= 2:
+            return self
+        scale = self.values.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        return Packed((self.values / scale).half(), scale.float())
+
+    def tokens(self) -> Tensor:
+        """The patch tokens."""
+        return self.values if self.scale is None else self.values.float() * self.scale
+
+
+PROBE_IMAGES = 64
+"""Real and synthetic images, of each, by whose tokens a fit judges on its way whether it has settled."""
+
+
+def plan_cache(tokens: LayerTokens, budget: int, step_size: int) -> tuple[TokenCache, int]:
+    """The cache for a fit's real images, and how many synthetic ones to keep as a probe.
+
+    Args:
+        tokens (`dict[int, torch.Tensor]`): of a batch, for the sizes.
+        budget (`int`): bytes, of all processes together.
+        step_size (`int`): images that all processes together work off at a time.
+
+    Raises:
+        DataError: the budget is too small for one step; says how much is needed.
+    """
+    whole, halved = bytes_of_image(tokens), bytes_of_image(tokens, halve=True)
+    num_probes = max(1, min(PROBE_IMAGES, budget // (8 * whole)))
+    left = budget - num_probes * whole
+    if left < step_size * halved:
+        least = math.ceil((step_size * halved + whole) * 8 / 7 / 1e6)
+        raise DataError(
+            f"A token cache of {budget / 1e6:.3g} MB cannot hold the tokens of {step_size} images, one step; give it "
+            f"{least}MB or more, take smaller batches, or read all images twice (exact)."
+        )
+    return TokenCache(left // whole, left // halved), num_probes

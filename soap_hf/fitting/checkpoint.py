@@ -1,0 +1,189 @@
+"""Checkpoints of a fit: one safetensors file, and the signals that ask for it."""
+
+import hashlib
+import json
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from transformers.utils import logging
+
+from ..data.image_sample import ImageSample
+from ..data.preprocessing import ImagePreprocessor
+from ..files import write_tensors
+from ..heads.model import SOAPModelWrapper
+from ..runtime.errors import CheckpointError, HeadError, first_sentence
+from ..runtime.head_files import read_tensors
+from ..version import package_versions
+from .processes import from_main, on_main, sum_unless_one_failed
+from .state import FitState
+
+logger = logging.get_logger(__name__)
+
+
+def fit_identity(
+    model: SOAPModelWrapper, sample: ImageSample, preprocess: ImagePreprocessor, **arguments: Any
+) -> dict[str, str]:
+    """What names a fit, so that a checkpoint of another one is refused.
+
+    Args:
+        model, sample, preprocess: of the fit.
+        arguments: more that it depends on, by name.
+
+    Returns:
+        `dict[str, str]` of what it is called in words to what it is.
+    """
+    config = model.config
+    processes = PartialState().num_processes if sample.in_parts else None
+    names = {
+        "the backbone": config.backbone_name_or_path or type(model.backbone).__name__,
+        "the backbone's revision": config.backbone_revision,
+        "the digest of the backbone's weights": _digest(model.weights_when_wrapped),
+        "the dtype": config.backbone_dtype,
+        "layer": config.layers,
+        "the number of images in the sample": sample.available,
+        "the digest of the first image": _digest_of_first_image(sample, preprocess),
+        "the image size": preprocess.size,
+        "the number of processes that share the stream": processes,
+    }
+    names |= {name.replace("_", " "): value for name, value in arguments.items()}
+    names |= {f"the version of {package}": version for package, version in package_versions().items()}
+    return {name: json.dumps(value) for name, value in names.items()}
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()[:12]
+
+
+def _digest_of_first_image(sample: ImageSample, preprocess: ImagePreprocessor) -> str | None:
+    if sample.streamed:  # which would fill its shuffle buffer for it
+        return None
+    (batch,) = sample.batches(preprocess.of_example, 1, 0, stop=1)
+    return _digest(batch.values) if batch.positions else None
+
+
+@dataclass
+class Checkpoint:
+    """Where a fit keeps what it has added up.
+
+    Args:
+        path (`Path`): the file; with several machines on a disk that all of them see.
+        identity (`dict[str, str]`): what names the fit (backbone, data set, seed, …); another one is refused.
+        every (`int`, *optional*): images between two savings; without it only an interruption saves.
+
+    Raises:
+        CheckpointError: its folder does not exist.
+    """
+
+    path: Path
+    identity: Mapping[str, str]
+    every: int | None = None
+    _unsaved: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        if PartialState().is_main_process and not self.path.absolute().parent.is_dir():
+            raise CheckpointError(f"The folder of the checkpoint {self.path} does not exist; create it first.")
+
+    def due(self, num_images: int) -> bool:
+        """Counts images that were worked off; whether it is time to save."""
+        self._unsaved += num_images
+        return self.every is not None and self._unsaved >= self.every
+
+    def save(self, state: FitState) -> None:
+        """Writes the file, under another name first, in the main process. Collective.
+
+        Raises:
+            OutputError: it cannot be written; the one before stays.
+        """
+        tensors, values = state.merged()
+        error: Exception | None = None
+        if PartialState().is_main_process:
+            metadata = {"identity": json.dumps(dict(self.identity)), "progress": json.dumps(values)}
+            try:
+                write_tensors(self.path, tensors, metadata)
+            except Exception as failure:
+                error = failure
+        sum_unless_one_failed(error, [])
+        self._unsaved = 0
+
+    def refuse_to_overwrite(self) -> None:
+        """Raises if there is a checkpoint that a fit from the beginning would lose."""
+        if self.path.exists():
+            raise CheckpointError(
+                f"There is a checkpoint at {self.path}; resume from it, or remove it to start again."
+            )
+
+    def restore(self, state: FitState) -> None:
+        """Brings a state to where the file says; warns and leaves it as it is if there is none. Collective.
+
+        Raises:
+            CheckpointError: the file cannot be read, or belongs to another fit; names the differences.
+        """
+        there = bool(from_main(torch.tensor(self.path.exists())))
+        if not there:
+            on_main(logger.warning, f"There is no checkpoint at {self.path}: the fit starts from the beginning.")
+            return
+        try:
+            tensors, metadata = read_tensors(self.path, None, what="checkpoint", trusted=True)
+            identity, values = (json.loads(metadata[name]) for name in ("identity", "progress"))
+        except (HeadError, KeyError, ValueError) as error:
+            why = first_sentence(error.__cause__ or error)
+            raise CheckpointError(
+                f"The checkpoint {self.path} cannot be read ({why}); remove it to start again."
+            ) from error
+        self._refuse_another_fit(identity)
+        state.restore(tensors, values, with_sums=PartialState().is_main_process)
+
+    def _refuse_another_fit(self, identity: dict[str, Any]) -> None:
+        names = [name for name in {**self.identity, **identity} if identity.get(name) != self.identity.get(name)]
+        if names:
+            told = ", ".join(
+                f"{name} is {identity.get(name, 'not known')} there and {self.identity.get(name, 'not known')} here"
+                for name in names
+            )
+            raise CheckpointError(
+                f"The checkpoint {self.path} belongs to another fit: {told}; choose another file, or remove it to "
+                "start again."
+            )
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Removes a checkpoint, and what a killed process left half-written beside it."""
+    for file in (path, *path.parent.glob(f".{path.name}.*")):
+        file.unlink(missing_ok=True)
+
+
+class StopRequest:
+    """Whether a signal has asked to stop.
+
+    Attributes:
+        came (`bool`), name (`str`): whether one came to this process, and which.
+    """
+
+    def __init__(self) -> None:
+        self.came, self.name = False, "A signal to another process"
+
+    def __call__(self, number: int, frame: object) -> None:
+        self.came, self.name = True, signal.Signals(number).name
+
+
+@contextmanager
+def stop_on_signals(wanted: bool) -> Iterator[StopRequest]:
+    """Within the block SIGINT and SIGTERM only leave a note, if `wanted` and in the main thread."""
+    request = StopRequest()
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

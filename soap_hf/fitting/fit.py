@@ -1,0 +1,215 @@
+"""Fitting: from a backbone and some images to a head."""
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..data.data_sets import open_dataset, public_name
+from ..data.image_sample import SHUFFLE_BUFFER, ImageSample
+from ..data.preprocessing import ImagePreprocessor, load_image_processor
+from ..heads.model import SOAPModelWrapper
+from ..heads.report import print_report
+from ..layout.backbone import OpenedBackbone
+from ..layout.detection import PatchLayout
+from ..runtime.errors import BackboneError, LayoutError
+from ..runtime.patch_layout import as_size
+from ..statistics.semantic_invariance import suppression_weights
+from ..statistics.soap_statistics import SOAPStatistics
+from ..version import package_versions
+from .arguments import FitArguments
+from .cache import parse_bytes
+from .checkpoint import Checkpoint, fit_identity
+from .passes import TokenPasses
+from .processes import find_device, join_processes, on_main
+from .reader import TokenReader
+
+logger = logging.get_logger(__name__)
+
+FEW_IMAGES = 64
+"""Below this many images a fit warns about the standard error of its scores."""
+
+
+def fit_soap(
+    backbone: str | os.PathLike | PreTrainedModel,
+    dataset: str | os.PathLike | Dataset | IterableDataset | DatasetDict | IterableDatasetDict,
+    *,
+    image_processor: Any = None,
+    layout: PatchLayout | None = None,
+    **arguments: Any,
+) -> SOAPModelWrapper:
+    """Finds the directions of a backbone's patch tokens that answer to position rather than content, and removes them.
+
+    Each real image goes through the backbone once, and as many synthetic images without content do. Nothing is
+    trained (arXiv 2604.00172). Under `accelerate launch` or `torchrun` the processes share the images, and all return
+    the same head; call it in each of them.
+
+    Args:
+        backbone (`str` or `PreTrainedModel`): hub id, folder or live model; a live model is not changed.
+        dataset: hub id, folder of images, parquet file, or a `datasets` object.
+        image_processor (*optional*): default: the backbone's own, else RGB, bicubic, ImageNet mean and std.
+        layout ([`PatchLayout`], *optional*): where the patch tokens lie; found if not given.
+        arguments: the fields of [`~soap_hf.fitting.arguments.FitArguments`]: `num_images=1000`, `image_size=None`,
+            `layer=-1`, `mu="auto"`, `tau=0.05`, `threshold=0.75`, `isotropic=False`, `seed=0`, `batch_size=32`,
+            `image_column="image"`, `split=None`, `config_name=None`, `streaming=False`, `num_synthetic=None`,
+            `dtype=None`, `device=None`, `revision=None`, `token=None`, `trust_remote_code=False`, `num_workers=None`,
+            `max_bad_fraction=0.01`, `token_cache="2GB"`, `exact=False`, `tolerance=None`, `compile=False`,
+            `checkpoint=None`, `checkpoint_every=None`, `resume=False`, `progress=True`.
+
+    Returns:
+        [`SOAPModelWrapper`] with `.statistics`, in evaluation mode; a live model stays in the mode it is in.
+
+    Raises:
+        BackboneError, DataError, LayoutError: the input does not fit together; raised before any long work.
+        DataError: too many unreadable images; names them.
+        NonFiniteTokensError: tokens with NaN or Inf; names the batch.
+        CheckpointError: the checkpoint is of another fit; names the difference.
+        FitInterrupted: a signal ended the fit, and its checkpoint is written.
+        TypeError: there is no such argument.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from PIL import Image
+        >>> from transformers import ViTConfig, ViTModel
+        >>> images = Dataset.from_dict({"image": [Image.new("RGB", (32, 32), (40 * i, 0, 0)) for i in range(6)]})
+        >>> vit = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        ...                          image_size=32, patch_size=8))
+        >>> model = fit_soap(vit, images, progress=False)
+        >>> model.config.fit["num_images"]
+        6
+    """
+    chosen = FitArguments.of("fit_soap", arguments)
+    join_processes(chosen.device)
+    opened = _opened_backbone(backbone, chosen)
+    if opened.num_channels != 3:
+        raise BackboneError(
+            f"{type(opened.model).__name__} takes images of {opened.num_channels} channels, but a fit makes RGB; pass "
+            "a backbone of 3."
+        )
+    size = as_size(chosen.image_size)
+    if image_processor is None:
+        fallback = size or opened.native_size or (224, 224)
+        how = {"token": chosen.token, "trust_remote_code": chosen.trust_remote_code}
+        image_processor = load_image_processor(opened.name_or_path, fallback, revision=opened.revision, **how)
+    preprocess = ImagePreprocessor(image_processor, size, opened.native_size)
+    layers = _layers(opened, preprocess.size, chosen.layer)
+    model = SOAPModelWrapper.from_backbone(
+        opened,
+        dict.fromkeys(layers),
+        layout=None if layout is None else dict.fromkeys(layers, layout),
+        image_size=preprocess.size,
+        image_processor=preprocess.resized_processor(),
+    )
+    opened.forget_probes()
+    images = open_dataset(
+        dataset,
+        split=chosen.split,
+        config_name=chosen.config_name,
+        streaming=chosen.streaming,
+        token=chosen.token,
+    )
+    sample = ImageSample(images, chosen.image_column, chosen.num_images, chosen.seed)
+    if chosen.num_images is not None and sample.available is not None and sample.available < chosen.num_images:
+        on_main(
+            logger.warning,
+            f"The data set has {sample.available} images, fewer than the {chosen.num_images} asked for: all are used.",
+        )
+    origin = {
+        "dataset": public_name(dataset, images),
+        "config_name": chosen.config_name,
+        "split": str(images.split) if images.split is not None else chosen.split,
+        "image_column": chosen.image_column,
+        "shuffle_buffer": SHUFFLE_BUFFER if sample.streamed else None,
+        "isotropic": chosen.isotropic,
+        "seed": chosen.seed,
+        "exact": chosen.exact,
+    }
+    saved = None
+    if chosen.checkpoint is not None:
+        sizes = {
+            "num_images": chosen.num_images,
+            "num_synthetic": chosen.num_synthetic,
+            "token_cache": parse_bytes(chosen.token_cache),
+        }
+        identity = fit_identity(model, sample, preprocess, **origin, **sizes)
+        saved = Checkpoint(Path(chosen.checkpoint), identity, chosen.checkpoint_every)
+    reader = TokenReader(model, sample, preprocess, chosen)
+    passes = TokenPasses(reader, chosen, partial(suppression_weights, **chosen.strength), saved)
+    if saved is not None and chosen.resume:
+        saved.restore(passes.state)
+    elif saved is not None:
+        saved.refuse_to_overwrite()
+    statistics = passes.statistics()
+    model.set_statistics(statistics)
+    model.reweight(**chosen.strength)
+    state, some = passes.state, statistics[layers[0]]
+    model.config.fit = {
+        **origin,
+        "num_images": state.num_readable,
+        "num_response_images": some.num_real,
+        "num_synthetic": some.num_synthetic,
+        "num_bad_images": state.num_bad,
+        "image_size": list(preprocess.size),
+        "tolerance": state.convergence.tolerance,
+        "converged_after": state.convergence.converged_after,
+        "versions": package_versions(),
+    }
+    on_main(_warn_of_findings, model, statistics)
+    if chosen.progress:
+        on_main(print_report, model.config)
+    return model.eval() if isinstance(backbone, (str, os.PathLike)) else model
+
+
+def _opened_backbone(backbone: str | os.PathLike | PreTrainedModel, chosen: FitArguments) -> OpenedBackbone:
+    """The backbone: a live one as it is, one by name on the device and in the dtype asked for."""
+    if not isinstance(backbone, (str, os.PathLike)):
+        if chosen.dtype is not None or chosen.device is not None:
+            raise BackboneError(
+                "dtype and device load a backbone by name; move a live model yourself and pass neither."
+            )
+        return OpenedBackbone(backbone, revision=chosen.revision)
+    device = find_device(chosen.device)
+    return OpenedBackbone.load(
+        backbone,
+        dtype=chosen.dtype or ("float32" if device.type == "cpu" else "auto"),
+        device=device,
+        revision=chosen.revision,
+        token=chosen.token,
+        trust_remote_code=chosen.trust_remote_code,
+    )
+
+
+def _layers(opened: OpenedBackbone, size: tuple[int, int], wanted: Any) -> list[int]:
+    """The layers asked for; of `"all"` those whose patch tokens are found, and the last one after its norm."""
+    if wanted != "all":
+        return [wanted] if isinstance(wanted, int) else [int(single) for single in wanted]
+    states = getattr(opened.probe(size, hidden_states=True).outputs, "hidden_states", None) or ()
+    found = []
+    for layer in (*range(len(states)), -1):
+        try:
+            opened.layout(layer, size, hidden_states=True)
+            found.append(layer)
+        except (LayoutError, BackboneError) as error:
+            logger.warning(f"Layer {layer} is left out: {error}")
+    return found
+
+
+def _warn_of_findings(model: SOAPModelWrapper, statistics: dict[int, SOAPStatistics]) -> None:
+    """Warns where a fit has found nothing, or has seen too little to be sure."""
+    for (layer, single), rank in zip(statistics.items(), model.config.ranks, strict=True):
+        top = int(single.scores.argmax())
+        score, error = float(single.scores[top]), float(single.standard_errors[top])
+        if single.num_real < FEW_IMAGES:
+            logger.warning(
+                f"Only {single.num_real} images: the top score of layer {layer} is {score:.3f} with a standard error "
+                f"of {error:.3f}; use {FEW_IMAGES} or more."
+            )
+        if rank == 0:
+            logger.warning(
+                f"Nothing is removed from layer {layer}: its top score is {score:.3f}, and mu={model.config.mu} at "
+                f"threshold {model.config.threshold} finds no component to suppress."
+            )

@@ -1,0 +1,139 @@
+"""Several processes at one fit, over `accelerate`: sums, and errors that stop all of them.
+
+Started by `accelerate launch` or `torchrun`; for one process alone everything here is trivial. What is called
+collective must be called by every process.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast, gather_object, parse_flag_from_env, reduce
+from torch import Tensor
+
+from ..runtime.errors import BackboneError, ProcessLostError, SOAPError, first_sentence
+from ..statistics.token_statistics import PrincipalComponents, ResponseCounts, TokenMoments
+
+Accumulator = TypeVar("Accumulator", TokenMoments, ResponseCounts)
+
+
+def join_processes(device: str | torch.device | None = None) -> PartialState:
+    """Joins the processes of a launcher, if there is one; does nothing the second time.
+
+    Args:
+        device (`str` or `torch.device`, *optional*): `"cpu"` keeps off an accelerator.
+    """
+    launched = "LOCAL_RANK" in os.environ
+    asked = str(device) == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
+    on_cpu = asked or not torch.accelerator.is_available()
+    return PartialState(cpu=True) if launched and on_cpu else PartialState()
+
+
+def find_device(device: str | torch.device | None = None) -> torch.device:
+    """A device by name; by default this process's accelerator if there is one.
+
+    Raises:
+        BackboneError: it cannot be used here.
+    """
+    try:
+        target = torch.device(device) if device is not None else PartialState().device
+        torch.empty(0, device=target)
+    except (RuntimeError, AssertionError) as error:
+        raise BackboneError(f"Device {device!r} cannot be used here ({first_sentence(error)}); try cpu.") from error
+    return target
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """The sum of a tensor that every process has in one shape, on its device. Collective."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return tensor
+    with _others_alive():
+        return reduce(tensor.to(state.device), "sum").to(tensor.device)
+
+
+def gather_lists(items: list) -> list:
+    """The lists of all processes, one after the other. Collective."""
+    if PartialState().num_processes == 1:
+        return items
+    with _others_alive():
+        return gather_object(items)
+
+
+def from_main(tensor: Tensor) -> Tensor:
+    """The main process's tensor. Collective."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return tensor
+    with _others_alive():
+        return broadcast(tensor.to(state.device).contiguous()).to(tensor.device)
+
+
+def sum_unless_one_failed(error: Exception | None, numbers: Sequence[int]) -> list[int]:
+    """Sums of some numbers over the processes; if one of them failed, all raise its error. Collective.
+
+    Args:
+        error (`Exception`, *optional*): why this process failed.
+        numbers (`Sequence[int]`): to be added up.
+
+    Raises:
+        SOAPError: of the first process that failed, with its rank.
+    """
+    if PartialState().num_processes == 1:
+        if error is not None:
+            raise error
+        return list(numbers)
+    failed, *sums = sum_over_processes(torch.tensor([error is not None, *numbers])).tolist()
+    if not failed:
+        return sums
+    for rank, found in enumerate(gather_lists([None if error is None else _as_ours(error)])):
+        if found is not None:
+            raise type(found)(f"Process {rank} of {PartialState().num_processes}: {found}") from error
+    raise AssertionError("a process failed without an error")
+
+
+def merged_moments(moments: TokenMoments) -> TokenMoments:
+    """The moments of all processes, by Chan's merge, alike in each. Collective."""
+    if PartialState().num_processes == 1:
+        return moments
+    count = int(sum_over_processes(torch.tensor(moments.count)))
+    mean = sum_over_processes(moments.mean * moments.count) / max(1, count)
+    delta = moments.mean - mean
+    scatter = sum_over_processes(moments.scatter + moments.count * torch.outer(delta, delta))
+    total = TokenMoments(len(mean), mean.device, moments.products)
+    return total.load({"count": torch.tensor(count), "mean": mean, "scatter": scatter})
+
+
+def merged_counts(counts: ResponseCounts) -> ResponseCounts:
+    """The counts of all processes, which share their principal components. Collective."""
+    total = ResponseCounts(counts.principal, counts.grid, counts.products)
+    return total.load({name: sum_over_processes(tensor) for name, tensor in counts.tensors().items()})
+
+
+def main_process_components(principal: PrincipalComponents) -> PrincipalComponents:
+    """The main process's principal components: another machine may turn those of equal variance. Collective."""
+    return PrincipalComponents(*map(from_main, principal))
+
+
+def on_main(function: Callable[..., None], *arguments: object) -> None:
+    """Calls a function in the main process alone."""
+    if PartialState().is_main_process:
+        function(*arguments)
+
+
+def _as_ours(error: Exception) -> SOAPError:
+    return error if isinstance(error, SOAPError) else SOAPError(f"{type(error).__name__}: {first_sentence(error)}.")
+
+
+@contextmanager
+def _others_alive() -> Iterator[None]:
+    """Within the block, a broken connection is told as what it means."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise ProcessLostError(
+            "Another process of this fit has ended, or its connection; see what it said, and start all again."
+        ) from error

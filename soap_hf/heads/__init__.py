@@ -1,0 +1,1 @@
+"""A head as a thing that is opened, saved, described and pushed. The door is `model`."""

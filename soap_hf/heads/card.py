@@ -1,0 +1,224 @@
+"""The model card of a head: made from a template, and made again without losing what a person wrote."""
+
+import json
+import re
+import shlex
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..runtime.errors import OutputError, first_sentence
+from ..runtime.head_files import HeadSource
+from ..statistics.semantic_invariance import NEGLIGIBLE_WEIGHT
+from .config import SOAPConfig
+from .opening import BACKBONE_FOLDER, EVALUATIONS_FOLDER, FIGURES_FOLDER, INCLUDED_BACKBONE
+
+CARD_FILE = "README.md"
+SHOWN = (("means", "raw"), ("means", "soap"), ("differences", "soap"))
+TASKS = {"knn": "image-classification", "saliency": "image-segmentation", "segmentation": "image-segmentation"}
+"""The Hub's names of what the evaluations measure."""
+
+BLOCK = re.compile(r"<!-- soap_hf:(\w+) -->\n.*?<!-- /soap_hf:\1 -->", flags=re.DOTALL)
+"""What this module writes, and may write again; everything outside belongs to whoever wrote it."""
+
+
+def write_card(
+    config: SOAPConfig,
+    folder: Path,
+    *,
+    name: str,
+    license: str | None = None,
+    fallback_license: str | None = None,
+    old: str | None = None,
+) -> None:
+    """Writes `README.md` into a head's folder.
+
+    Args:
+        config ([`SOAPConfig`]): of the head.
+        folder (`Path`): the head's folder; pictures in its `figures` are shown.
+        name (`str`): hub id or folder under which the head is loaded.
+        license (`str`, *optional*): the Hub's identifier of a licence.
+        fallback_license (`str`, *optional*): the licence if neither `license` nor the old card names one.
+        old (`str`, *optional*): the card that this one replaces. Its text outside the generated blocks is kept, and so
+            is metadata that the package does not make.
+
+    Raises:
+        OutputError: the old card's metadata is not YAML.
+    """
+    results = _results(config, folder)
+    card = ModelCard.from_template(
+        _metadata(config, name, license, results), template_str=_template(), **_words(config, folder, name, results)
+    )
+    if old is not None:
+        try:
+            _keep_what_was_written(ModelCard(old, ignore_metadata_errors=True), card)
+        except (yaml.YAMLError, ValueError) as error:
+            raise OutputError(
+                f"The metadata at the top of {CARD_FILE} of {name} is not YAML ({first_sentence(error)}); mend it or "
+                "remove the file."
+            ) from error
+    card.data.license = card.data.license or fallback_license
+    card.save(folder / CARD_FILE)
+
+
+def refresh_card(folder: Path, *, earlier: Path | None = None) -> None:
+    """Writes the card of a head's folder again: of a new head, or after figures or evaluations were added to it.
+
+    Args:
+        folder (`Path`): the head's folder.
+        earlier (`Path`, *optional*): the card that it continues, in the folder after which the head is named; default:
+            the one in `folder`.
+    """
+    card = earlier or folder / CARD_FILE
+    old = card.read_text(encoding="utf-8") if card.exists() else None
+    write_card(HeadSource.open(folder).config(SOAPConfig), folder, name=card.parent.resolve().name, old=old)
+
+
+def is_edited(card: str) -> bool:
+    """Whether a card's text says more or less than what the package writes."""
+    body = card.partition("\n---\n")[2]
+    return BLOCK.sub("", body).split() != BLOCK.sub("", _template().partition("\n---\n")[2]).split()
+
+
+def is_hub_id(name: str | None) -> bool:
+    """Whether a reference can be a repository on the Hub rather than a path."""
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name or "") is not None
+
+
+def _template() -> str:
+    return files("soap_hf.heads").joinpath("templates/model_card.md").read_text(encoding="utf-8")
+
+
+def _metadata(config: SOAPConfig, name: str, license: str | None, results: list[dict[str, Any]]) -> ModelCardData:
+    backbone, data_set = config.backbone_name_or_path, (config.fit or {}).get("dataset")
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-feature-extraction",
+        base_model=backbone if is_hub_id(backbone) else None,
+        base_model_relation="adapter" if is_hub_id(backbone) else None,
+        datasets=[data_set] if data_set and "/" in data_set and is_hub_id(data_set) else None,
+        license=license,
+        model_name=name if results else None,
+        eval_results=[
+            EvalResult(
+                task_type=TASKS.get(row["evaluation"], "image-feature-extraction"),
+                dataset_type=row["dataset"],
+                dataset_name=row["dataset"],
+                metric_type=row["metric"],
+                metric_name=f"{row['metric']} ({row['evaluation']})",
+                metric_value=round(row["soap"], 6),
+            )
+            for row in results
+        ]
+        or None,
+        tags=["soap", "soap-hf", "feature-extraction", "vision"],
+    )
+
+
+def _keep_what_was_written(old: ModelCard, new: ModelCard) -> None:
+    """Brings into the new card what a person wrote into the old one.
+
+    A block that the old card lacks, since a person deleted it, stays deleted. A card without any block was written by
+    hand from end to end: it comes first, what is generated after it.
+    """
+    blocks = {match[1]: match[0] for match in BLOCK.finditer(new.text)}
+    if BLOCK.search(old.text):
+        new.text = BLOCK.sub(lambda match: blocks.get(match[1], match[0]), old.text)
+    elif old.text.strip():
+        new.text = f"{old.text.rstrip()}\n{new.text}"
+    merged = {**old.data.to_dict(), **new.data.to_dict()}
+    merged["tags"] = list(dict.fromkeys([*(old.data.get("tags") or []), *(new.data.get("tags") or [])]))
+    new.data = ModelCardData(**merged, ignore_metadata_errors=True)
+
+
+def _words(config: SOAPConfig, folder: Path, name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the template says of this head."""
+    rows_of_layers = config.components or [[]] * len(config.layers)  # a head made by hand knows none
+    pictures = sorted(path.name for path in (folder / FIGURES_FOLDER).glob("*.png"))
+    return {
+        "name": name,
+        "backbone": _backbone(config),
+        "with_code": getattr(config, "auto_map", None) is not None,
+        "layers": [
+            {
+                "name": "last_hidden_state" if layer == -1 else f"hidden_states[{layer}]",
+                "width": width,
+                "rank": rank,
+                "rows": [{**row, "removed": row["weight"] > NEGLIGIBLE_WEIGHT} for row in rows],
+            }
+            for layer, width, rank, rows in zip(
+                config.layers, config.hidden_sizes, config.ranks, rows_of_layers, strict=True
+            )
+        ],
+        "settings": f"mu={config.mu}, tau={config.tau}, threshold={config.threshold}",
+        "figures": [{"file": file, "title": file.removesuffix(".png").replace("_", " ")} for file in pictures],
+        "results": results,
+        "fit": config.fit,
+        "command": _command(config, config.fit) if config.fit else None,
+    }
+
+
+def _results(config: SOAPConfig, folder: Path) -> list[dict[str, Any]]:
+    """What `soap-hf evaluate … --output HEAD/evaluation/NAME` has written beside a head: one row per metric.
+
+    Those of another strength are not the head's.
+    """
+    rows = []
+    for path in sorted((folder / EVALUATIONS_FOLDER).glob("*/summary.json")):
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        if summary["settings"].get("mu", config.mu) != config.mu:
+            continue
+        raw, clean, differences = (summary[key].get(method, {}) for key, method in SHOWN)
+        rows += [
+            {
+                "evaluation": summary["evaluation"],
+                "dataset": summary["dataset"],
+                "metric": metric,
+                "raw": raw[metric],
+                "soap": value,
+                **differences[metric],
+            }
+            for metric, value in clean.items()
+        ]
+    return rows
+
+
+def _backbone(config: SOAPConfig) -> str:
+    reference, kind = config.backbone_name_or_path, getattr(config.backbone, "model_type", "backbone")
+    if reference == INCLUDED_BACKBONE:
+        return f"the `{kind}` in the folder `{BACKBONE_FOLDER}`"
+    if reference is None or not is_hub_id(reference):
+        return f"a local `{kind}`"
+    at = f" at revision `{config.backbone_revision}`" if config.backbone_revision else ""
+    return f"[{reference}](https://huggingface.co/{reference}){at}"
+
+
+def _command(config: SOAPConfig, fit: dict[str, Any]) -> str:
+    """The command that fits this head again."""
+    backbone = config.backbone_name_or_path
+    backbone = "BACKBONE" if backbone in (None, INCLUDED_BACKBONE) else backbone
+    height, width = fit["image_size"]
+    options = {
+        "output": "my-head",
+        "revision": config.backbone_revision,
+        "config-name": fit.get("config_name"),
+        "split": fit.get("split"),
+        "image-column": fit.get("image_column"),
+        "num-images": fit["num_images"],
+        "num-synthetic": fit["num_synthetic"],
+        "image-size": height if height == width else f"{height}x{width}",
+        "mu": config.mu,
+        "tau": config.tau,
+        "threshold": config.threshold,
+        "seed": fit["seed"],
+        "dtype": config.backbone_dtype,
+    }
+    words = ["soap-hf", "fit", backbone, str(fit["dataset"])]
+    words += [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
+    if config.layers != [-1]:
+        words += [word for layer in config.layers for word in ("--layer", str(layer))]
+    words += ["--isotropic"] * bool(fit.get("isotropic"))
+    return shlex.join(words)

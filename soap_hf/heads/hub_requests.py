@@ -1,0 +1,68 @@
+"""Talking to the Hub: faults that pass are waited for, the others are put into words."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import httpx2
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from transformers.utils import logging
+
+from ..runtime.errors import first_sentence
+
+logger = logging.get_logger(__name__)
+T = TypeVar("T")
+
+TRANSIENT = {408, 429, 500, 502, 503, 504}
+"""HTTP statuses that may be gone at the next try."""
+
+WAITS = (1, 2, 4, 8)
+"""Seconds before each further try."""
+
+
+def retried(call: Callable[[], T], lost_replies: bool = True) -> T:
+    """The result of a call to the Hub, tried again after faults that pass.
+
+    Args:
+        call (`Callable`): takes nothing.
+        lost_replies (`bool`, defaults to `True`): try again also when the connection broke, after which the call may
+            have been carried out all the same.
+
+    Raises:
+        HfHubHTTPError, httpx2.TransportError, ConnectionError: of the last try, or of one that will not pass.
+    """
+    for wait in WAITS:
+        try:
+            return call()
+        except OfflineModeIsEnabled:
+            raise
+        except (HfHubHTTPError, httpx2.TransportError, ConnectionError) as error:
+            if not (_status(error) in TRANSIENT or (_status(error) is None and lost_replies)):
+                raise
+            logger.warning(f"The Hub did not answer as it should ({first_sentence(error)}); trying again in {wait} s.")
+            time.sleep(_wait(error, wait))
+    return call()
+
+
+def _status(error: Exception) -> int | None:
+    response = getattr(error, "response", None)
+    return None if response is None else response.status_code
+
+
+def _wait(error: Exception, default: float) -> float:
+    """Seconds that the Hub asks for, within reason."""
+    response = getattr(error, "response", None)
+    asked = "" if response is None else response.headers.get("Retry-After", "")
+    return min(float(asked), 60) if asked.isdecimal() else default
+
+
+def reason(error: Exception) -> str:
+    """Why the Hub refused, in words that follow a colon."""
+    status = _status(error)
+    if isinstance(error, LocalTokenNotFoundError) or status == 401:
+        return "the Hub does not know you; log in with `hf auth login`, or set HF_TOKEN to a token with write access"
+    if status == 403:
+        return f"your token has no right to do this ({first_sentence(error)})"
+    if status in (409, 412):
+        return "somebody else has written to the repository at the same time"
+    return first_sentence(error)

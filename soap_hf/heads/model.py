@@ -1,0 +1,301 @@
+"""A head in Python: put on a backbone, saved, pushed, described by its statistics, and given another strength."""
+
+import copy
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+from transformers import AutoImageProcessor, PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from ..layout.backbone import OpenedBackbone
+from ..layout.detection import PatchLayout
+from ..runtime import modeling_soap
+from ..runtime.errors import HeadError, OutputError, first_sentence
+from ..runtime.head_files import PROCESSOR_FILE, read_json
+from ..runtime.patch_layout import as_size
+from ..runtime.projection import SOAPProjection
+from ..statistics.soap_statistics import SOAPStatistics
+from .config import SOAPConfig, all_values
+from .hub import push_model
+from .opening import check_provenance, read_statistics
+from .saving import save_head, weight_sample
+
+
+class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
+    """A vision backbone whose patch tokens come out clean (arXiv 2604.00172).
+
+    The head removes directions from the patch tokens of the layers it was fitted on; prefix and suffix tokens, pooled
+    output and everything else pass through as the backbone made them. Cleaning never feeds later blocks: with
+    `layer=i`, `hidden_states[i]` comes out clean and `last_hidden_state` as it was.
+
+    Saving writes the head alone; the backbone is referenced by hub id or folder and loaded again from there. Beside
+    the weights a head may carry the statistics of its fit and the backbone's image processor; both are read when first
+    asked for.
+
+    Args:
+        config ([`SOAPConfig`]): the head's configuration.
+        backbone (`PreTrainedModel`, *optional*): the live backbone; without it one is built from `config.backbone`,
+            with random weights, as `from_config` does.
+        projections (`dict[int, SOAPProjection]`, *optional*): one for each of `config.layers`; default: identities.
+
+    Example:
+        >>> import torch
+        >>> from transformers import ViTConfig, ViTModel
+        >>> from soap_hf import SOAPModelWrapper, SOAPProjection
+        >>> vit = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        ...                          image_size=32, patch_size=8)).eval()
+        >>> direction = torch.eye(8)[:, :1]
+        >>> model = SOAPModelWrapper.from_backbone(vit, SOAPProjection(direction, torch.ones(1)))
+        >>> tokens = model(torch.zeros(1, 3, 32, 32)).last_hidden_state  # (batch, CLS + patches, width)
+        >>> tokens.shape, bool(tokens[0, 1:, 0].abs().max() < 1e-6)
+        (torch.Size([1, 17, 8]), True)
+    """
+
+    config_class = SOAPConfig
+    layout_class = PatchLayout
+
+    def __init__(
+        self,
+        config: SOAPConfig,
+        backbone: PreTrainedModel | None = None,
+        projections: Mapping[int, SOAPProjection] | None = None,
+    ):
+        check_provenance(config)
+        super().__init__(config, backbone, projections)
+        self.weights_when_wrapped = weight_sample(self.backbone)
+        self._statistics: dict[int, SOAPStatistics] = {}
+        self._image_processor: Any = None
+
+    @classmethod
+    def from_backbone(
+        cls,
+        backbone: PreTrainedModel | OpenedBackbone | str | os.PathLike,
+        projection: SOAPProjection | Mapping[int, SOAPProjection | None] | None,
+        *,
+        name_or_path: str | None = None,
+        revision: str | None = None,
+        layout: PatchLayout | Mapping[int, PatchLayout] | None = None,
+        layer: int = -1,
+        image_size: int | tuple[int, int] | None = None,
+        image_processor: Any = None,
+        statistics: SOAPStatistics | Mapping[int, SOAPStatistics] | None = None,
+    ) -> "SOAPModelWrapper":
+        """Puts a projection on a backbone.
+
+        Args:
+            backbone (`PreTrainedModel` or `str`): live model (shared, not copied; its config stays as it is), hub id
+                or folder.
+            projection ([`SOAPProjection`], or a dict of them by layer): what to remove; `None` removes nothing.
+            name_or_path (`str`, *optional*): where the backbone is found again; default: where the model came from.
+            revision (`str`, *optional*): commit of the backbone.
+            layout ([`PatchLayout`], or a dict of them by layer, *optional*): found if not given.
+            layer (`int`, defaults to -1): which tensor a single projection belongs to.
+            image_size (`int` or `(height, width)`, *optional*): size at which the backbone is looked at; default: its
+                native size, else 224.
+            image_processor (*optional*): saved beside the head.
+            statistics ([`SOAPStatistics`], or a dict of them by layer, *optional*): saved beside the head; `reweight`
+                needs them.
+
+        Raises:
+            BackboneError: the backbone cannot be loaded or has no patch tokens.
+            LayoutError: its patch tokens were not found.
+            HeadError: the projection has another width than the tokens.
+        """
+        if isinstance(backbone, (str, os.PathLike)):
+            backbone = OpenedBackbone.load(backbone, revision=revision)
+        if not isinstance(backbone, OpenedBackbone):
+            backbone = OpenedBackbone(backbone, name_or_path, revision)
+        live = backbone.model
+        wanted = dict(projection) if isinstance(projection, Mapping) else {layer: projection}
+        given = dict(layout) if isinstance(layout, Mapping) else {} if layout is None else {layer: layout}
+        probe = backbone.probe(as_size(image_size), hidden_states=any(key >= 0 for key in wanted))
+        projections: dict[int, SOAPProjection] = {}
+        layouts: dict[int, PatchLayout] = {}
+        for key, single in wanted.items():
+            layouts[key] = given.get(key) or PatchLayout.from_probe(probe, key)
+            width = layouts[key].patches(probe.tokens(key), probe.size).shape[-1]
+            projections[key] = SOAPProjection.identity(width) if single is None else single
+            if projections[key].dim != width:
+                raise HeadError(
+                    f"The projection is for tokens of width {projections[key].dim}, but those of layer {key} of "
+                    f"{type(live).__name__} have width {width}; fit a head for this backbone and layer."
+                )
+        config = SOAPConfig(
+            backbone=_config_copy(live),
+            backbone_name_or_path=_lasting_reference(name_or_path or backbone.name_or_path),
+            backbone_revision=revision or backbone.revision,
+            backbone_dtype=str(live.dtype).removeprefix("torch."),
+            layers=list(projections),
+            hidden_sizes=[single.dim for single in projections.values()],
+            ranks=[single.rank for single in projections.values()],
+            layouts=[single.to_dict() for single in layouts.values()],
+        )
+        model = cls(config, live, {key: single.to(live.device) for key, single in projections.items()})
+        model._image_processor = image_processor
+        if statistics is not None:
+            model.set_statistics(statistics if isinstance(statistics, Mapping) else {layer: statistics})
+        model.training = live.training  # not train(): it would put every part of a live backbone in this mode
+        return model
+
+    def reweight(
+        self, mu: float | Literal["auto"] = "auto", tau: float = 0.05, threshold: float = 0.75
+    ) -> "SOAPModelWrapper":
+        """Another strength, from the stored statistics and without a new fit; returns itself.
+
+        Args:
+            mu (`float` or `"auto"`), tau (`float`), threshold (`float`): as in `suppression_weights`.
+
+        Raises:
+            HeadError: the head was saved without statistics.
+            SOAPError: an argument is out of range.
+        """
+        if not self.statistics_by_layer:
+            raise HeadError("This head was saved without statistics, which reweight needs; fit it again.")
+        chosen = {layer: self._statistics[layer].projection(mu, tau, threshold) for layer in self.config.layers}
+        for layer, projection in chosen.items():
+            self.projections[str(layer)] = projection.to(self.device)
+        self.config.mu, self.config.tau, self.config.threshold = mu, tau, threshold
+        self.config.ranks = [projection.rank for projection in chosen.values()]
+        self.config.components = [self._statistics[layer].table(mu, tau, threshold) for layer in self.config.layers]
+        return self
+
+    @property
+    def statistics(self) -> SOAPStatistics | dict[int, SOAPStatistics]:
+        """What the fit learned, read from beside the head when first asked for; a dict by layer for several layers.
+
+        Raises:
+            HeadError: the head was saved without statistics.
+        """
+        statistics = self.statistics_by_layer
+        if not statistics:
+            raise HeadError("This head was saved without statistics; fit it again to have them.")
+        return statistics if len(self.config.layers) > 1 else statistics[self.config.layers[0]]
+
+    @property
+    def statistics_by_layer(self) -> dict[int, SOAPStatistics]:
+        """As `statistics`, always by layer; empty if the head was saved without."""
+        if not self._statistics and self._source is not None:
+            self._statistics = read_statistics(self._source, self.config)
+        return self._statistics
+
+    def set_statistics(self, statistics: Mapping[int, SOAPStatistics]) -> "SOAPModelWrapper":
+        """Attaches the statistics of each layer; returns itself. The projections stay as they are until `reweight`."""
+        if set(statistics) != set(self.config.layers):
+            raise HeadError(
+                f"Statistics of layers {list(statistics)} do not fit a head of layers {self.config.layers}."
+            )
+        self._statistics = dict(statistics)
+        return self
+
+    @property
+    def image_processor(self) -> Any:
+        """The image processor saved beside the head, or `None`.
+
+        Raises:
+            HeadError: it cannot be read, or needs code of its own.
+        """
+        source = self._source
+        if self._image_processor is None and source is not None and (path := source.fetch_if_there(PROCESSOR_FILE)):
+            all_values(read_json(path, f"image processor of the head {source.name_or_path!r}"))
+            try:  # False: unset, transformers would ask on the terminal whether to run code
+                self._image_processor = AutoImageProcessor.from_pretrained(
+                    source.name_or_path, trust_remote_code=False, **source.hub_kwargs
+                )
+            except Exception as error:  # transformers raises whatever a value of another kind leads to
+                raise HeadError(
+                    f"The image processor of the head {source.name_or_path!r} cannot be used "
+                    f"({first_sentence(error)}); mend or remove its {PROCESSOR_FILE}."
+                ) from error
+        return self._image_processor
+
+    def save_pretrained(  # type: ignore[override]
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        include_backbone: bool = False,
+        figures: Mapping[str, bytes] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes the head: `config.json`, `model.safetensors`, `statistics.safetensors`, `preprocessor_config.json`.
+
+        Everything is written beside the target and moved there at the end, so that no half-written head is left.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): the head's folder.
+            is_main_process (`bool`, defaults to `True`): only the main process writes.
+            state_dict (`dict`, *optional*): taken instead of the model's own (Trainer passes it).
+            include_backbone (`bool`, defaults to `False`): write the backbone into the folder as well, so that it
+                needs nothing else.
+            figures (`dict[str, bytes]`, *optional*): PNG files by name, for the folder `figures`; those of an earlier
+                head are removed.
+            kwargs: handed to `PreTrainedModel.save_pretrained`.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        if kwargs.pop("push_to_hub", False):
+            raise OutputError("Saving does not push; save first, then call model.push_to_hub(…).")
+        if is_main_process:
+            parts: dict[str, Any] = {"state_dict": state_dict, "include_backbone": include_backbone}
+            save_head(self, save_directory, figures=figures, **parts, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]
+        """Pushes the head in one commit: config, weights, statistics, image processor, code and card.
+
+        Args:
+            repo_id (`str`): the repository, e.g. `"me/soap-vit-mae-base"`; made if it is not there.
+            options: `backbone_id`, `include_backbone`, `statistics`, `private`, `revision`, `create_pr`,
+                `commit_message`, `license`, `force`, `token`: see [`~soap_hf.heads.hub.Push`].
+
+        Returns:
+            Address of the commit, or of the pull request.
+
+        Raises:
+            HubError: the head's backbone is a local folder or in memory, the repository cannot be written or holds
+                something else, or the network failed; then the head is in a folder that the message names.
+        """
+        return push_model(self, repo_id, **options)
+
+
+class SOAPBackbone(modeling_soap.SOAPBackbone, SOAPModelWrapper):
+    """A vision backbone whose clean patch tokens come out as feature maps, a stage for each layer of the head.
+
+    Stages are named `layer<i>`, and `last` for `last_hidden_state`; `out_features` or `out_indices` of the config
+    choose among them (default: all, in the order of the head). The same head loads as [`SOAPModelWrapper`] too.
+
+    `SOAPBackbone.from_pretrained` loads it. `AutoBackbone.from_pretrained` does so for a hub id; given a folder it
+    fails for every model of transformers.
+
+    Example:
+        >>> import torch
+        >>> from transformers import ViTConfig, ViTModel
+        >>> vit = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8,
+        ...                          image_size=32, patch_size=8)).eval()
+        >>> projection = SOAPProjection(torch.eye(8)[:, :1], torch.ones(1))
+        >>> backbone = SOAPBackbone.from_backbone(vit, {1: None, -1: projection})
+        >>> backbone.out_features, backbone.channels
+        (['layer1', 'last'], [8, 8])
+        >>> [tuple(stage.shape) for stage in backbone(torch.zeros(2, 3, 32, 64)).feature_maps]
+        [(2, 8, 4, 8), (2, 8, 4, 8)]
+    """
+
+    config_class = SOAPConfig  # transformers gives each class below one of its own
+    layout_class = PatchLayout
+
+
+def _lasting_reference(name: str | None) -> str | None:
+    """A hub id as it is; a folder with its whole path, since the working directory may change."""
+    return os.path.abspath(name) if name and os.path.isdir(name) else name or None
+
+
+def _config_copy(backbone: PreTrainedModel) -> Any:
+    """The backbone's config without its path, which may be private; `None` if transformers does not know the type."""
+    if backbone.config.model_type not in CONFIG_MAPPING:
+        return None
+    config = copy.deepcopy(backbone.config)
+    config._name_or_path = ""
+    config.architectures = [type(backbone).__name__]
+    return config

@@ -1,0 +1,127 @@
+"""A head as its files tell it, without its backbone: opened at one commit, checked, statistics on demand."""
+
+import math
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ..runtime.errors import HeadError
+from ..runtime.head_files import PROCESSOR_FILE, HeadSource
+from ..runtime.projection import SOAPProjection
+from ..statistics.soap_statistics import SOAPStatistics
+from .config import SOAPConfig
+
+FIGURES_FOLDER = "figures"
+EVALUATIONS_FOLDER = "evaluation"
+OPTIONAL_FILES = (
+    "statistics*.safetensors",
+    PROCESSOR_FILE,
+    f"{FIGURES_FOLDER}/*.png",
+    f"{EVALUATIONS_FOLDER}/*/*.*",
+)
+"""Files that a head may have: those of an earlier head in the same place must not be taken for a later one's."""
+
+BACKBONE_FOLDER = "backbone"
+INCLUDED_BACKBONE = f"./{BACKBONE_FOLDER}"
+"""How a head refers to a backbone that is saved with it."""
+
+COMPONENT_KEYS = {"rank", "component", "score", "standard_error", "variance_share", "weight"}
+"""What is said of a component."""
+
+FIT_KEYS = {"dataset", "image_size", "num_bad_images", "num_images", "num_synthetic", "seed", "versions"}
+"""What is said of a fit."""
+
+
+@dataclass(frozen=True)
+class HeadRecord:
+    """The files of a head, read and checked. `HeadRecord.open` makes one.
+
+    Attributes:
+        source ([`HeadSource`]): where they are.
+        config ([`SOAPConfig`]): the head's configuration.
+        projections (`dict[int, SOAPProjection]`): what is removed, by layer.
+    """
+
+    source: HeadSource
+    config: SOAPConfig
+    projections: dict[int, SOAPProjection]
+
+    @classmethod
+    def open(cls, name_or_path: str | os.PathLike, **hub_kwargs: Any) -> "HeadRecord":
+        """Opens a head by folder or hub id; `revision`, `token` and the like reach the Hub.
+
+        Raises:
+            HeadError: its files are missing or malformed.
+        """
+        source = HeadSource.open(name_or_path, **hub_kwargs)
+        config = source.config(SOAPConfig)
+        check_provenance(config)
+        return cls(source, config, source.projections(config))
+
+    @cached_property
+    def statistics_by_layer(self) -> dict[int, SOAPStatistics]:
+        """What the fit learned, fetched when first asked for; empty if the head was saved without.
+
+        Raises:
+            HeadError: a file is malformed.
+        """
+        return read_statistics(self.source, self.config)
+
+
+def check_provenance(config: SOAPConfig) -> None:
+    """Refuses a config whose account of components and fit, which reports and cards repeat, is none.
+
+    Raises:
+        HeadError: it is of the wrong kind.
+    """
+    if not all(map(_are_components, config.components)):
+        raise HeadError("The head's config holds components of the wrong kind; fetch or fit it again.")
+    fit: Any = config.fit
+    if fit is None:
+        return
+    holds = (
+        isinstance(fit, dict)
+        and set(fit) >= FIT_KEYS
+        and isinstance(fit["image_size"], list)
+        and [type(side) for side in fit["image_size"]] == [int, int]
+        and isinstance(fit["dataset"], str)
+        and isinstance(fit["versions"], dict)
+        and "soap_hf" in fit["versions"]
+    )
+    if not holds:
+        raise HeadError("The head's config holds fit of the wrong kind; fetch or fit it again.")
+
+
+def _are_components(rows: Any) -> bool:
+    """Whether these are components as `SOAPStatistics.table` gives them, one at least."""
+    return bool(rows) and all(
+        isinstance(row, dict)
+        and set(row) >= COMPONENT_KEYS
+        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in row.values())
+        for row in rows
+    )
+
+
+def statistics_file(config: SOAPConfig, layer: int) -> str:
+    """Name of the file with the statistics of a layer."""
+    return "statistics.safetensors" if len(config.layers) == 1 else f"statistics.{layer}.safetensors"
+
+
+def read_statistics(source: HeadSource, config: SOAPConfig) -> dict[int, SOAPStatistics]:
+    """Reads the statistics of a head, by layer; empty if it was saved without.
+
+    Raises:
+        HeadError: a file is malformed.
+    """
+    paths = {layer: source.fetch_if_there(statistics_file(config, layer)) for layer in config.layers}
+    if any(path is None for path in paths.values()):
+        return {}
+    loaded = {layer: SOAPStatistics.load(path) for layer, path in paths.items() if path}
+    widths = [len(statistics.mean) for statistics in loaded.values()]
+    if widths != config.hidden_sizes:
+        raise HeadError(
+            f"The statistics are of tokens of width {widths}, but the head is for width {config.hidden_sizes}; fetch "
+            "or fit it again."
+        )
+    return loaded

@@ -1,0 +1,103 @@
+"""A vision backbone, opened once: where it came from, what it takes, and what a probe of it shows."""
+
+import os
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..runtime.errors import BackboneError
+from ..runtime.head_files import commit_of
+from ..runtime.vision_backbone import bare_backbone, load_backbone, native_image_size
+from .detection import PatchLayout
+from .probing import Probe, probe_size
+
+
+class OpenedBackbone:
+    """A live backbone and what is known of it; everything is asked once.
+
+    Args:
+        model (`nn.Module`): a task model or a composite model gives its vision backbone.
+        name_or_path (`str`, *optional*): where it is found again; default: where the model says it came from.
+        revision (`str`, *optional*): commit that pins it there.
+
+    Attributes:
+        model (`PreTrainedModel`): the bare backbone; it stays as it is.
+
+    Raises:
+        BackboneError: not a transformers vision model.
+    """
+
+    def __init__(self, model: nn.Module, name_or_path: str | None = None, revision: str | None = None):
+        self.model: PreTrainedModel = bare_backbone(model)
+        self.name_or_path = name_or_path or self.model.config.name_or_path or None
+        self.revision = revision
+        self._probes: dict[tuple[int, int], Probe] = {}
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | os.PathLike,
+        *,
+        dtype: str | torch.dtype | None = None,
+        device: torch.device | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **kwargs: Any,
+    ) -> "OpenedBackbone":
+        """Loads a backbone by hub id or folder, at the commit where its branch stands now.
+
+        Args:
+            name_or_path (`str`): hub id or folder.
+            dtype (`str` or `torch.dtype`, *optional*): default: the checkpoint's.
+            device (`torch.device`, *optional*): default: the CPU.
+            revision, token: for the Hub.
+            kwargs: handed to `AutoModel.from_pretrained` (`trust_remote_code`, …).
+
+        Raises:
+            BackboneError: it cannot be found or loaded, or takes no images.
+        """
+        if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise BackboneError(f"{dtype!r} is no dtype of torch; give float32, bfloat16 or float16.")
+        name = os.fspath(name_or_path)
+        name = os.path.abspath(name) if os.path.isdir(name) else name  # the working directory may change
+        commit = None if os.path.isdir(name) else commit_of(name, revision, token=token)
+        pin = {"revision": commit} if commit else {}
+        model = load_backbone(name, dtype=dtype or "auto", token=token, **pin, **kwargs)
+        return cls(model if device is None else model.to(device), name, commit)
+
+    @cached_property
+    def native_size(self) -> tuple[int, int] | None:
+        """`(height, width)` that it was made for, if it says so."""
+        return native_image_size(self.model.config)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the images that it takes."""
+        return getattr(self.model.config, "num_channels", None) or 3
+
+    def probe(self, size: tuple[int, int] | None = None, *, hidden_states: bool = False) -> Probe:
+        """What it returns for images of noise of a size; default: its native one, else 224 x 224.
+
+        Raises:
+            BackboneError: it cannot take the size.
+        """
+        size = size or probe_size(self.model)
+        known = self._probes.get(size)
+        if known is None or (hidden_states and not known.hidden_states):
+            known = self._probes[size] = Probe(self.model, size, hidden_states)
+        return known
+
+    def forget_probes(self) -> None:
+        """Frees the tokens of what was probed."""
+        self._probes.clear()
+
+    def layout(self, layer: int, size: tuple[int, int] | None = None, *, hidden_states: bool = False) -> PatchLayout:
+        """Where the patch tokens of a layer lie.
+
+        Raises:
+            BackboneError, LayoutError: they are not found.
+        """
+        return PatchLayout.from_probe(self.probe(size, hidden_states=hidden_states or layer >= 0), layer)

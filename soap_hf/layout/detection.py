@@ -1,0 +1,152 @@
+"""Finding the layout of a backbone's patch tokens: what the model declares, confirmed by a probe."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ..runtime import patch_layout
+from ..runtime.errors import LayoutError
+from ..runtime.patch_layout import MAPS, Order, as_size
+from .evidence import (
+    declared_extra_tokens,
+    declared_frames,
+    declared_order,
+    declared_strides,
+    find_stride,
+    is_clear,
+    possible_strides,
+    probed_prefixes,
+    spots_seen,
+)
+from .probing import Probe, probe_size
+
+SPOTS_NEEDED = 2
+"""Spots of a probe that must move their own patch: one alone may lie on the diagonal of a transposed grid."""
+
+
+@dataclass(frozen=True)
+class PatchLayout(patch_layout.PatchLayout):
+    """Where the patch tokens lie in the tensor that a backbone returns.
+
+    Attributes:
+        order (`str`, defaults to `"tokens"`): `"tokens"` for (B, N, D) in raster order; `"frames_rows_columns"` and
+            `"rows_columns_frames"` for (B, N, D) of clips; `"packed"` for (1, sum N, D), image after image;
+            `"channels_first"` for (B, D, H, W); `"channels_last"` for (B, H, W, D).
+        prefix (`int`, defaults to 0): tokens before the patches (CLS, registers).
+        suffix (`int`, defaults to 0): tokens after them (detection tokens).
+        stride (`int`, *optional*): pixels from one patch to the next; needed to lay (B, N, D) tokens out on their
+            grid.
+
+    Raises:
+        LayoutError: an unknown order, or a count that is none.
+
+    Example:
+        >>> import torch
+        >>> layout = PatchLayout(prefix=1, stride=16)
+        >>> layout.patches(torch.zeros(2, 1 + 14 * 28, 8), image_size=(224, 448)).shape
+        torch.Size([2, 14, 28, 8])
+    """
+
+    @classmethod
+    def detect(
+        cls,
+        model: PreTrainedModel,
+        *,
+        image_size: int | tuple[int, int] | None = None,
+        layer: int = -1,
+        **overrides: Any,
+    ) -> "PatchLayout":
+        """Finds the layout from what the model declares, confirmed by one forward pass over five images of noise.
+
+        Args:
+            model (`PreTrainedModel`): a vision backbone; it is left as it was.
+            image_size (`int` or `(height, width)`, *optional*): defaults to the size in the model's config, else 224.
+            layer (`int`, defaults to -1): which tensor: -1 is `last_hidden_state`, `i >= 0` is `hidden_states[i]`.
+            overrides: any field of the layout, taken as given instead of found.
+
+        Raises:
+            BackboneError: the model cannot take the image size, or returns no patch tokens.
+            LayoutError: the token count does not fit a grid; the message says how to override.
+
+        Example:
+            >>> from transformers import ViTConfig, ViTModel
+            >>> config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+            ...                    image_size=32, patch_size=8)
+            >>> PatchLayout.detect(ViTModel(config))
+            PatchLayout(order='tokens', prefix=1, suffix=0, stride=8)
+        """
+        size = as_size(image_size) or probe_size(model)
+        return cls.from_probe(Probe(model, size, layer >= 0), layer, **overrides)
+
+    @classmethod
+    def from_probe(cls, probe: Probe, layer: int = -1, **overrides: Any) -> "PatchLayout":
+        """Finds the layout from one probe of a model; see `detect`."""
+        unknown = set(overrides) - {field.name for field in fields(cls)}
+        if unknown:
+            raise LayoutError(f"A patch layout has no field {', '.join(sorted(unknown))}.")
+        model, tokens = probe.model, probe.tokens(layer)
+        order = overrides.get("order") or declared_order(probe, tokens)
+        if order in MAPS:
+            return cls(**{"order": order, **overrides})
+        num_tokens = tokens.shape[1] // probe.num_images if order == "packed" else tokens.shape[1]
+        prefix, suffix = declared_extra_tokens(model)
+        declared: dict[str, Any] = {"order": order, "prefix": prefix, "suffix": suffix} | overrides
+        num_patches = num_tokens - declared["prefix"] - declared["suffix"]
+        frames = declared_frames(model.config, probe.num_frames)
+        if declared.get("stride") is None and num_patches % frames == 0:
+            declared["stride"] = find_stride(num_patches // frames, probe.size, model.config)
+        if declared.get("stride") is not None:
+            layout = cls(**declared)
+            if not overrides:
+                layout._confirm(probe, layer, num_patches)
+            return layout
+        probed = None if overrides else cls._from_moves(probe, layer, order, num_tokens, frames)
+        if probed is None:
+            raise LayoutError(
+                f"{type(model).__name__} returns {num_tokens} tokens for an image of {probe.size[0]} x "
+                f"{probe.size[1]} pixels; without {declared['prefix']} before and {declared['suffix']} after them, "
+                f"{num_patches} patches form no grid: pass a PatchLayout(prefix=…, suffix=…, stride=…)."
+            )
+        return probed
+
+    @classmethod
+    def _from_moves(cls, probe: Probe, layer: int, order: Order, num_tokens: int, frames: int) -> "PatchLayout | None":
+        """The only layout under which each spot moves its own patch: of the config's patch size, else of another."""
+        moves = probe.moves(layer)
+        if not is_clear(moves):
+            return None
+        declared = declared_strides(probe.model.config)
+        for strides in (declared, possible_strides(num_tokens, frames, probe.size)):
+            found = []
+            for stride in strides:
+                grid = frames, probe.size[0] // stride, probe.size[1] // stride
+                num_patches = grid[0] * grid[1] * grid[2]
+                for prefix in probed_prefixes(moves, probe.spots, order, grid, stride, probe.num_frames or 1):
+                    suffix = num_tokens - prefix - num_patches
+                    if prefix >= 0 and suffix >= 0 and num_patches > 1:
+                        found.append(cls(order=order, prefix=prefix, suffix=suffix, stride=stride))
+            if len(found) == 1:
+                return found[0]
+        return None
+
+    def _confirm(self, probe: Probe, layer: int, num_patches: int) -> None:
+        """Refuses the layout if the tokens that move are clearly not those that it says.
+
+        Raises:
+            LayoutError: prints both, and how to override.
+        """
+        moves, stride, num_frames = probe.moves(layer), self.stride or 1, probe.num_frames or 1
+        *frames, rows, columns = self.grid(probe.size, num_patches)
+        grid = (frames[0] if frames else 1, rows, columns)
+        if spots_seen(moves, probe.spots, self.order, grid, stride, num_frames, self.prefix) >= SPOTS_NEEDED:
+            return
+        # moves that are not clear refute nothing, but a stride that nobody named needs their support
+        if not is_clear(moves) and stride in declared_strides(probe.model.config):
+            return
+        found = probed_prefixes(moves, probe.spots, self.order, grid, stride, num_frames)
+        hint = f"with {min(found)} tokens before the patches" if found else "in no raster order"
+        raise LayoutError(
+            f"{type(probe.model).__name__}'s parameters say {self}, but changing spots of an image moves tokens as if "
+            f"they lay {hint} (layer {layer}): choose another layer, or pass a PatchLayout to say which holds."
+        )

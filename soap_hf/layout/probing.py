@@ -1,0 +1,166 @@
+"""Looking at a backbone: what it returns for an image, and which tokens move when one spot of the image changes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..runtime.errors import BackboneError, first_sentence
+from ..runtime.patch_layout import check_finite, layer_tokens
+from ..runtime.vision_backbone import CallConvention, native_image_size, unmasked
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A rectangle of the image that a probe changes: pixels `[top, bottom)` and `[left, right)`, in one frame."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+    frame: int
+
+    def cells(self, rows: int, columns: int, stride: int) -> set[tuple[int, int]]:
+        """The patches of a grid that the spot touches."""
+        return {
+            (row, column)
+            for row in range(self.top // stride, min(rows, (self.bottom - 1) // stride + 1))
+            for column in range(self.left // stride, min(columns, (self.right - 1) // stride + 1))
+        }
+
+
+class Probe:
+    """One forward pass over a noise image, the same image again, and copies of it with one spot changed.
+
+    Args:
+        model (`PreTrainedModel`): a vision backbone; it is left as it was.
+        size (`(height, width)`): of the images.
+        hidden_states (`bool`, defaults to `False`): look at those as well.
+
+    Attributes:
+        size, num_frames (`int`, *optional*), spots (`tuple[Spot]`): what went in.
+
+    Raises:
+        BackboneError: it cannot take the size.
+    """
+
+    def __init__(self, model: PreTrainedModel, size: tuple[int, int], hidden_states: bool = False):
+        self.model, self.size, self.hidden_states = model, size, hidden_states
+        backbone = unmasked(model)
+        convention = CallConvention.of(backbone)
+        self.num_frames = convention.num_frames
+        self.spots = _spots(size, _spot_size(model.config, size), (self.num_frames or 1) - 1)
+        parameter = next(model.parameters())
+        pixels = self._pixels(getattr(model.config, "num_channels", None) or 3).to(parameter.device, parameter.dtype)
+        with torch.no_grad(), evaluation_mode(backbone):
+            try:
+                self.outputs = backbone(
+                    **convention.complete(pixels, {"output_hidden_states": True} if hidden_states else {})
+                )
+            except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, AssertionError) as error:
+                raise BackboneError(
+                    f"{type(model).__name__} cannot take images of {size[0]} x {size[1]} pixels "
+                    f"({first_sentence(error)}); choose another image_size or backbone."
+                ) from error
+
+    @property
+    def num_images(self) -> int:
+        """How many images or clips went in."""
+        return len(self.spots) + 2
+
+    def tokens(self, layer: int) -> Tensor:
+        """What the backbone returned for every image, `(B, N, D)`, `(1, sum N, D)` or a map.
+
+        Raises:
+            BackboneError: pooled features only, or other tokens for the same image.
+        """
+        tokens = layer_tokens(self.outputs, layer)
+        if not isinstance(tokens, Tensor) or tokens.ndim not in (3, 4):
+            what = f"a tensor of shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else "several tensors"
+            raise BackboneError(
+                f"{type(self.model).__name__} returns {what} as layer {layer}, which holds no patch tokens: SOAP "
+                "needs a token for each patch, not pooled features."
+            )
+        if len(tokens) not in (1, self.num_images):
+            raise BackboneError(
+                f"Layer {layer} of {type(self.model).__name__} has {len(tokens)} rows for {self.num_images} images or "
+                "clips, so its tokens cannot be laid out; choose another layer."
+            )
+        check_finite(tokens, f"The tokens of {type(self.model).__name__}")
+        tolerance = max(1e-3, 16 * torch.finfo(tokens.dtype).eps) * max(1.0, float(tokens[0].abs().max()))
+        if len(tokens) == self.num_images and (tokens[0] - tokens[1]).abs().max() > tolerance:
+            raise BackboneError(
+                f"{type(self.model).__name__} answers differently to the same image: it masks its input or drops "
+                "patches at random; switch that off in its config."
+            )
+        return tokens
+
+    def moves(self, layer: int) -> Tensor:
+        """How far each token moves for each spot, `(len(spots), N)`; for `(B, N, D)` and packed tokens."""
+        tokens = self.tokens(layer).double()
+        tokens = tokens.reshape(self.num_images, -1, tokens.shape[-1])
+        return (tokens[2:] - tokens[0]).norm(dim=-1)
+
+    def _pixels(self, channels: int) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        clip = torch.randn(1, channels, *self.size, generator=generator).repeat(self.num_frames or 1, 1, 1, 1)
+        images = [clip, clip]
+        for spot in self.spots:
+            poked = clip.clone()
+            region = poked[spot.frame, :, spot.top : spot.bottom, spot.left : spot.right]
+            region.copy_(5 * torch.randn(region.shape, generator=generator))
+            images.append(poked)
+        clips = torch.stack(images)
+        return clips if self.num_frames is not None else clips.squeeze(1)
+
+
+def _spot_size(config: Any, size: tuple[int, int]) -> int:
+    """One patch, if the config names its size, else an eighth of the image."""
+    patch = min(whole_numbers(getattr(config, "patch_size", None)), default=max(1, min(size) // 8))
+    return min(patch, *size)
+
+
+def _spots(size: tuple[int, int], side: int, last_frame: int) -> tuple[Spot, ...]:
+    """Bottom left, top right, and one off the centre: no two of them in a row, a column or a diagonal."""
+    last_row, last_column = size[0] // side - 1, size[1] // side - 1
+    cells = ((last_row, 0, last_frame), (0, last_column, 0), (last_row // 2, 2 * last_column // 3, last_frame))
+    return tuple(
+        Spot(row * side, (row + 1) * side, column * side, (column + 1) * side, frame) for row, column, frame in cells
+    )
+
+
+def whole_numbers(value: Any) -> Iterator[int]:
+    """The whole numbers in an int, or in nested lists of them; none in anything else."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from whole_numbers(part)
+
+
+def probe_size(model: PreTrainedModel) -> tuple[int, int]:
+    """The size at which to look at a model: its native one, else 224 x 224."""
+    return native_image_size(model.config) or (224, 224)
+
+
+_SHRINKS = "set_shift_and_window_size"
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Runs a block with the model in evaluation mode, then puts every module back as it was."""
+    training = [(module, module.training) for module in model.modules()]
+    # Swin shrinks its windows for good when an image is smaller than one
+    windows = [(part, part.window_size, part.shift_size) for part in model.modules() if hasattr(part, _SHRINKS)]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in training:
+            module.training = mode
+        for part, window_size, shift_size in windows:
+            part.window_size, part.shift_size = window_size, shift_size

@@ -1,0 +1,1 @@
+"""The mathematics of SOAP on tensors: components, scores, synthetic images. The door is `soap_statistics`."""

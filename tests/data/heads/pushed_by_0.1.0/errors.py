@@ -1,0 +1,55 @@
+"""The errors of this package: bad input, said in one sentence that names the thing and the way out."""
+
+
+class SOAPError(ValueError):
+    """Base class of everything this package raises on purpose."""
+
+
+class BackboneError(SOAPError):
+    """The backbone cannot be found, loaded or run, or it has no patch tokens."""
+
+
+class LayoutError(SOAPError):
+    """The patch tokens do not lie where the layout says."""
+
+
+class HeadError(SOAPError):
+    """A head (config, projection or statistics) is malformed or does not fit its backbone."""
+
+
+class DataError(SOAPError):
+    """The data set cannot be found or read, or it holds no usable images."""
+
+
+class OutputError(SOAPError):
+    """The output folder cannot be written."""
+
+
+class HubError(SOAPError):
+    """A head cannot be pushed: the repository cannot be written, or what it would hold means nothing to others."""
+
+
+class NonFiniteTokensError(SOAPError):
+    """Patch tokens hold NaN or Inf."""
+
+
+class MissingExtraError(SOAPError, ImportError):
+    """A package that an extra of this one brings is not installed."""
+
+
+class CheckpointError(SOAPError):
+    """A checkpoint belongs to another fit, or cannot be read."""
+
+
+class FitInterrupted(SOAPError):
+    """A signal ended a fit, whose checkpoint is written."""
+
+
+class ProcessLostError(SOAPError):
+    """Another process of the same fit has ended."""
+
+
+def first_sentence(error: BaseException) -> str:
+    """The first line of an error, without its final stop, to be quoted inside one of ours."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip().rstrip(".")
