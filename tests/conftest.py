@@ -19,7 +19,9 @@ from transformers.utils.logging import disable_progress_bar
 from soap_hf import SOAPProjection
 from soap_hf.cli.app import main
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+DATA = ROOT / "tests" / "data"
 
 disable_progress_bar()
 logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # on a new machine it says that it takes a while

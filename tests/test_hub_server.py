@@ -16,11 +16,11 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import OfflineModeIsEnabled
 from transformers import AutoModel, PreTrainedModel
 
+from tests.conftest import ROOT
+
 from .hub_server import HubServer
 from .hub_server.cards import problems
 from .hub_server.in_process import attach
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture

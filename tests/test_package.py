@@ -17,9 +17,8 @@ from transformers import AutoModel, ViTConfig
 
 import soap_hf
 from soap_hf import SOAPModelWrapper
-from tests.conftest import random_projection
+from tests.conftest import ROOT, random_projection
 
-ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "soap_hf").rglob("*.py"))
 HEAVY = {"accelerate", "datasets", "matplotlib", "scipy", "typer"}
 

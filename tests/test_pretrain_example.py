@@ -18,9 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModel, ViTMAEForPreTraining, ViTMAEModel, ViTModel
 
-from tests.conftest import noise_image
+from tests.conftest import EXAMPLES, noise_image
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
 SCRIPT = EXAMPLES / "pretrain_tiny_mae.py"
 PHOTOS = EXAMPLES / "photos" / "fit"
 ENCODER = [

@@ -79,8 +79,8 @@ class _Run:
         host ([`Host`]), site ([`Site`]): the model, and where its tokens are.
         maps (`dict[str, nn.Module]`): the linear maps, by path.
         change: what is done to the tensor that holds the tokens.
-        told (`dict[str, list[Tensor]]`, *optional*): for some of the maps what they give, call by call, whatever they
-            are given.
+        forced (`dict[str, list[Tensor]]`, *optional*): for some of the maps what they give, call by call, whatever
+            they are given.
 
     Attributes:
         outputs: of the model.
@@ -94,24 +94,24 @@ class _Run:
         site: Site,
         maps: dict[str, nn.Module],
         change: Callable[[Tensor], Tensor],
-        told: dict[str, list[Tensor]] | None = None,
+        forced: dict[str, list[Tensor]] | None = None,
     ):
         self._maps, self.tokens = maps, list[Tensor]()
         self.given: dict[str, list[Tensor]] = {path: [] for path in maps}
         self.made: dict[str, list[Tensor]] = {path: [] for path in maps}
         hooks: dict[nn.Module, Hook] = {
-            module: self._noting(path, (told or {}).get(path)) for path, module in maps.items()
+            module: self._noting(path, (forced or {}).get(path)) for path, module in maps.items()
         }
         hooks[site.module] = lambda _, __, outputs: note_tokens(
             map_tokens(outputs, site.place, change), site.place, self.tokens
         )
         self.outputs = host.run(hooks)
 
-    def _noting(self, path: str, told: list[Tensor] | None) -> Hook:
+    def _noting(self, path: str, forced: list[Tensor] | None) -> Hook:
         def note(_: nn.Module, arguments: Any, made: Tensor) -> Tensor:
             self.given[path].append(arguments[0])
             self.made[path].append(made)
-            return made if told is None else told[len(self.made[path]) - 1]
+            return made if forced is None else forced[len(self.made[path]) - 1]
 
         return note
 

@@ -90,6 +90,8 @@ def _take_recipe(context: typer.Context, path: Path | None) -> None:
         raise typer.BadParameter(f"{path} cannot be read as YAML ({first_sentence(error)}).") from error
     if not isinstance(recipe, dict):
         raise typer.BadParameter(f"{path} is no list of arguments, such as num_images: 1000.")
+    if "quiet" in recipe:  # as the command line calls it
+        recipe["progress"] = not recipe.pop("quiet")
     known = {parameter.name for parameter in context.command.params}
     if unknown := sorted(str(name) for name in recipe if name not in known):
         raise typer.BadParameter(f"{path} names what this command does not know: {', '.join(unknown)}.")

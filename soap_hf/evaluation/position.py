@@ -160,8 +160,8 @@ def position_probe(tokens: Tensor, raw: Tensor, *, ridge: float = RIDGE) -> Tens
         raw_variance = TokenMoments(rows.shape[-1]).update(raw_rows[1 - held_out :: 2]).covariance().diagonal().mean()
         covariance = moments.covariance() + ridge * raw_variance * torch.eye(rows.shape[-1], dtype=torch.float64)
         probe = torch.linalg.solve(covariance, _by_position(fitted).T @ places / len(places))
-        told = torch.stack([(image - moments.mean) @ probe for image in rows[held_out::2]])
-        r2[held_out::2] = 1 - (told - places).square().sum(dim=1) / places.square().sum(dim=0)
+        guessed = torch.stack([(image - moments.mean) @ probe for image in rows[held_out::2]])
+        r2[held_out::2] = 1 - (guessed - places).square().sum(dim=1) / places.square().sum(dim=0)
     return r2
 
 

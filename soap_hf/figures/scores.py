@@ -32,9 +32,9 @@ COUNT_TICKS = (0, *(digit * 10**power for power in range(5) for digit in (1, 2, 
 def score_curve(heads: Mapping[str, FittedHead]) -> Figure:
     """Scores of all components by rank, and of the first ten with their standard errors.
 
-    A head of several layers gives a curve a layer. The threshold is that of the first head. Without statistics only
-    the leading components are known, and the panel of all of them is left out. The lowest twentieth of a curve may run
-    out of its panel: components without variance above round-off score 0.
+    A head of several layers gives one curve per layer. The threshold is that of the first head. Without statistics
+    only the leading components are known, and the panel of all of them is left out. The lowest twentieth of a curve
+    may run out of its panel: components without variance above round-off score 0.
 
     Args:
         heads (`dict[str, SOAPModelWrapper]`): what to call each head, and the head (or its [`HeadRecord`]).

@@ -4,6 +4,7 @@ Started by `accelerate launch` or `torchrun`; for one process alone everything h
 collective must be called by every process.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,7 +30,15 @@ def join_processes(device: str | torch.device | None = None) -> PartialState:
     launched = "LOCAL_RANK" in os.environ
     asked = str(device) == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
     on_cpu = asked or not torch.accelerator.is_available()
+    if launched and not PartialState._shared_state:  # the first time
+        atexit.register(_leave_processes)
     return PartialState(cpu=True) if launched and on_cpu else PartialState()
+
+
+def _leave_processes() -> None:
+    """Ends the threads of the process group, which may abort a process that exits while they run."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:

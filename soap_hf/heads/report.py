@@ -30,7 +30,7 @@ def _printable(text: str) -> str:
 
 
 def depth_table(config: SOAPConfig) -> Table:
-    """A row a layer: its highest-scoring component, and how many are removed."""
+    """One row per layer: its highest-scoring component, and how many are removed."""
     table = Table(title="scores against depth")
     for name in ("layer", "top score", "std. error", "component", "variance", "removed"):
         table.add_column(name, justify="right")
@@ -66,7 +66,7 @@ def component_table(components: list[dict[str, Any]], title: str | None = None) 
 
 
 def summary(config: SOAPConfig) -> list[str]:
-    """What the head removes and how it was fitted, a sentence a line."""
+    """What the head removes and how it was fitted, one sentence per line."""
     several = 1 < len(config.layers) <= FEW_LAYERS
     removed = ", ".join(
         f"{rank} of {size}" + (f" in layer {layer}" if several else "")

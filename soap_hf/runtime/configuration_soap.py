@@ -4,11 +4,13 @@ import math
 from dataclasses import field
 from typing import Any, ClassVar
 
-from transformers import AutoConfig
+from transformers import AutoConfig, configuration_utils
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PretrainedConfig
 
 from .errors import HeadError, first_sentence
+
+SubConfigSpec: Any = getattr(configuration_utils, "SubConfigSpec", None)
 
 HEAD_FORMAT = 1
 """Version of the head's files; raised when an older package could not read them."""
@@ -24,7 +26,10 @@ class SOAPConfig(BackboneConfigMixin, PretrainedConfig):
     """
 
     model_type = "soap"
-    sub_configs: ClassVar[dict[str, Any]] = {"backbone": AutoConfig}
+    if SubConfigSpec is None:  # before transformers 5.20
+        sub_configs: ClassVar[dict[str, Any]] = {"backbone": AutoConfig}
+    else:
+        sub_configs_defaults: ClassVar[Any] = {"backbone": SubConfigSpec(AutoConfig, model_type="vit", optional=True)}
 
     backbone: dict[str, Any] | PretrainedConfig | None = None
     backbone_name_or_path: str | None = None

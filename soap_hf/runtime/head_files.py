@@ -154,7 +154,7 @@ def commit_of(name_or_path: str, revision: str | None = None, **hub_kwargs: Any)
 
 
 def is_head_config(values: Any) -> bool:
-    """Whether what a `config.json` holds is the config of a head."""
+    """Whether a `config.json` holds the config of a head."""
     return isinstance(values, dict) and values.get("model_type") == SOAPConfig.model_type
 
 

@@ -248,11 +248,10 @@ class SOAPBackbone(BackboneMixin, SOAPModelWrapper):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Runs the backbone and gives its clean feature maps; arguments and errors as [`SOAPModelWrapper`]'s.
+        """Runs the backbone; arguments and errors as [`SOAPModelWrapper`]'s.
 
-        Returns:
-            `BackboneOutput` with `feature_maps`, a `(B, C, H, W)` tensor for each of `out_features`; `output_raw=True`
-            adds `raw_feature_maps` of the same forward pass.
+        Returns `BackboneOutput` with `feature_maps`, a `(B, C, H, W)` tensor for each of `out_features`, clean;
+        `output_raw=True` adds `raw_feature_maps` of the same forward pass.
         """
         # not super(): the mixin before it in line has a forward of its own
         outputs = SOAPModelWrapper.forward(self, pixel_values, output_raw, output_hidden_states, **kwargs)

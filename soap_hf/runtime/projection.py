@@ -62,10 +62,7 @@ class SOAPProjection(nn.Module):
         """Removes the directions.
 
         Args:
-            tokens (`torch.Tensor` of shape `(..., D)`): patch tokens, any floating dtype, any leading shape.
-
-        Returns:
-            `torch.Tensor` of shape `(..., D)`, dtype of `tokens`. With `k = 0`: `tokens` itself.
+            tokens (`torch.Tensor` of shape `(..., D)`): patch tokens, any floating dtype; with `k = 0` they come back.
 
         Raises:
             HeadError: tokens of another width.

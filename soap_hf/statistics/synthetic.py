@@ -87,7 +87,7 @@ def _generator(seed: int, index: int, device: torch.device) -> torch.Generator:
 
 
 def _mixture(height: int, width: int, generators: list[torch.Generator], isotropic: bool) -> Tensor:
-    """An image a generator, `(B, 3, height, width)`, in ImageNet-normalised space."""
+    """One image per generator, `(B, 3, height, width)`, in ImageNet-normalised space."""
     device = generators[0].device
     mean, std = _channels(IMAGENET_MEAN, device), _channels(IMAGENET_STD, device)
     share = _dirichlet_112(generators)[..., None, None, None]

@@ -12,7 +12,7 @@ from soap_hf import SOAPModelWrapper
 from soap_hf.evaluation.bilateral_solver import BilateralGrid
 from soap_hf.evaluation.tokencut import EPSILON, links, second_eigenvector
 from tests.benchmarks.timing import Comparison, medians
-from tests.plain_bilateral_solver import solve
+from tests.evaluation.plain_bilateral_solver import solve
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 IMAGES, SIZE, GRID = 8, (300, 400), (21, 29)

@@ -10,8 +10,8 @@ from PIL import Image
 
 from soap_hf import SOAPModelWrapper, SOAPStatistics
 from tests.conftest import noise_image, random_projection
-from tests.test_evaluation_knn import coloured
-from tests.test_evaluation_segmentation import CHECKED, HALVES
+from tests.evaluation.test_knn import coloured
+from tests.evaluation.test_segmentation import CHECKED, HALVES
 
 ARMS = ("--method", "soap", "--method", "zero-image", "--method", "top-pc", "--rank", 1)
 

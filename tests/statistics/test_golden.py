@@ -1,13 +1,12 @@
 """The statistics of real patch tokens agree with those of the paper's released code (tests/data/README.md)."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from soap_hf import SOAPStatistics
+from tests.conftest import DATA
 
 TOLERANCE = 2e-4
 COMPARABLE = 24
@@ -18,7 +17,7 @@ SETTINGS = {"mu2": {"mu": 2}, "mu3_tau02": {"mu": 3, "tau": 0.2}, "auto": {"thre
 
 @pytest.fixture(scope="module")
 def reference() -> dict[str, Tensor]:
-    tensors = load_file(Path(__file__).parent / "data" / "reference.safetensors")
+    tensors = load_file(DATA / "reference.safetensors")
     return {name: tensor if "tokens" in name else tensor.double() for name, tensor in tensors.items()}
 
 

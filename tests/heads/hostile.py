@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import ROOT
+
 MEMORY = 500 << 20
 """Bytes that loading a head may take on top of what the process has already."""
 
@@ -66,8 +68,8 @@ class Loader:
         self._process = None
 
     def _start(self) -> subprocess.Popen:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-        command = [sys.executable, "-m", "tests.hostile", str(self._folder / "head")]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "tests.heads.hostile", str(self._folder / "head")]
         self._process = subprocess.Popen(
             command, cwd=self._folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -127,7 +129,7 @@ def _is_out_of_memory(error: BaseException | None) -> bool:
 
 
 _watching: list[str] | None = None
-_INSTALLED = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]), "<")
+_INSTALLED = (sys.prefix, sys.base_prefix, str(ROOT), "<")
 
 
 def _note(event: str, arguments: tuple[Any, ...]) -> None:

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +10,8 @@ import torch
 from soap_hf import SOAPStatistics
 from soap_hf.fitting.processes import join_processes, merged_counts, merged_moments, sum_unless_one_failed
 from soap_hf.statistics.token_statistics import ResponseCounts, TokenMoments
-from tests import distributed_fits
-
-ROOT = Path(__file__).parents[1]
+from tests.conftest import ROOT
+from tests.fitting import distributed_fits
 
 
 @pytest.fixture(scope="module", params=[2, 3])
@@ -22,7 +20,7 @@ def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(f"processes{request.param}")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(request.param)]
     done = subprocess.run(
-        [*launcher, "-m", "tests.distributed_fits", str(folder)],
+        [*launcher, "-m", "tests.fitting.distributed_fits", str(folder)],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,

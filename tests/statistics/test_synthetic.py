@@ -1,7 +1,6 @@
 """Synthetic images follow the released mixture, and a set depends on its seed alone."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from soap_hf import synthesize_images
 from soap_hf.runtime.errors import SOAPError
 from soap_hf.statistics.synthetic import IMAGENET_MEAN, IMAGENET_STD, _gradient, _inverse_dct, _pink_noise
+from tests.conftest import DATA
 
 NORMALISED = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
@@ -37,7 +37,7 @@ def ring_powers(images: Tensor, rings: list[int]) -> dict[int, float]:
 
 def test_statistics_are_those_of_the_released_mixture():
     """The power in a ring has a standard error of 6 % here and 4 % in the reference; with this seed they are close."""
-    released = json.loads((Path(__file__).parent / "data" / "synthetic_stats.json").read_text())
+    released = json.loads((DATA / "synthetic_stats.json").read_text())
     images = synthesize_images(480, released["size"], seed=1, **NORMALISED)
     corners, expected_corners = corner_means(images, 16), released["corner_mean"]
     assert float(images.mean()) == pytest.approx(released["mean"], rel=0.08)

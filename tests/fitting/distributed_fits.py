@@ -1,4 +1,4 @@
-"""What `tests/test_processes.py` starts in several processes: fits whose statistics it compares with one process."""
+"""What `tests/fitting/test_processes.py` starts in several processes: fits, to be compared with one process."""
 
 import sys
 from collections.abc import Callable

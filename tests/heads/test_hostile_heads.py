@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from transformers import Dinov2Config, PretrainedConfig, ViTConfig, ViTImageProcessorPil, ViTModel
 
 from soap_hf import SOAPConfig, fit_soap
-from tests.hostile import ENTRIES, Loader
+from tests.heads.hostile import ENTRIES, Loader
 
 NUMBERS = [0, 1, -1, 3, 0.5, -0.5, 2**20, 10**9, 2**31, 2**63, 2**64, 10**400, 1e308, np.nan, np.inf, -np.inf]
 WORDS = [

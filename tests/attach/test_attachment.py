@@ -14,8 +14,8 @@ from soap_hf import PatchLayout, SOAPModelWrapper, SOAPProjection, attach_soap
 from soap_hf.attach.attachment import detach_soap
 from soap_hf.attach.hosts import depends
 from soap_hf.runtime.errors import BackboneError, HeadError, LayoutError
+from tests.attach.host_models import HOSTS, IDS, PlainViT
 from tests.conftest import random_projection
-from tests.host_models import HOSTS, IDS, PlainViT
 from tests.tiny_backbones import COMPOSITES, VIT
 
 

@@ -13,10 +13,10 @@ from transformers import AutoModel
 
 from soap_hf import SOAPBackbone, SOAPModelWrapper
 from soap_hf.heads.hub import AUTO_MAP, CODE_FOLDER, code_files
-from tests.conftest import EXAMPLES, random_projection
+from tests.conftest import DATA, EXAMPLES, random_projection
 from tests.tiny_backbones import COMPOSITES, TINY_BACKBONES
 
-OLD = Path(__file__).parent / "data" / "heads"
+OLD = DATA / "heads"
 
 CLIENT = """
 import sys

@@ -11,8 +11,8 @@ from transformers import SiglipForImageClassification
 from soap_hf import SOAPModelWrapper, SOAPProjection, attach_soap, fold, fold_into_linear, unfold
 from soap_hf.attach.folding import SOAPFolding
 from soap_hf.runtime.errors import HeadError, OutputError
+from tests.attach.host_models import HOSTS, PlainViT
 from tests.conftest import random_projection
-from tests.host_models import HOSTS, PlainViT
 from tests.tiny_backbones import COMPOSITES
 
 FOLDABLE = {  # and the output that the weights make; other outputs only hand tokens on

@@ -10,8 +10,8 @@ from transformers import AutoModel, Trainer, TrainingArguments
 from transformers.utils import logging as transformers_logging
 
 from soap_hf import PatchLayout, SOAPModelWrapper, SOAPProjection, attach_soap
+from tests.attach.host_models import PlainViT
 from tests.conftest import random_projection
-from tests.host_models import PlainViT
 
 peft = pytest.importorskip("peft")
 

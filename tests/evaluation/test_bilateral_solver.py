@@ -8,7 +8,7 @@ from PIL import Image
 
 from soap_hf.evaluation.bilateral_solver import BilateralGrid, largest_region
 from soap_hf.runtime.errors import SOAPError
-from tests.plain_bilateral_solver import solve
+from tests.evaluation.plain_bilateral_solver import solve
 
 properties = settings(max_examples=25, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 2**32 - 1)
