@@ -21,7 +21,7 @@ NUM_IMAGES = 12
 @pytest.fixture(autouse=True)
 def cache(monkeypatch, tmp_path_factory):
     """Keeps what `datasets` prepares out of the user's cache, and its streams from sleeping for 5 s at their end."""
-    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.2)
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0.2, raising=False)  # datasets 5.0
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
