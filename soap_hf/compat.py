@@ -40,7 +40,7 @@ def split_stream(stream: "IterableDataset", rank: int, num_processes: int, strat
 
     if "strategy" in inspect.signature(split_dataset_by_node).parameters:
         return split_dataset_by_node(stream, rank, num_processes, strategy=strategy)
-    if num_processes > 1 and strategy == "examples" and stream.num_shards % num_processes == 0:
+    if num_processes > 1 and strategy == "examples":
         refuse_older("datasets", "5.1", f"A stream in {num_processes} processes")
     return split_dataset_by_node(stream, rank, num_processes)
 
