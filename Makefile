@@ -35,6 +35,7 @@ quality: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.14
 
 style: $(READY)
 	$(BIN)/ruff check --fix .
