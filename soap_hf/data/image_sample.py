@@ -30,11 +30,15 @@ SHUFFLE_BUFFER = 1000
 
 
 class Example(NamedTuple):
-    """One image: its name, its pixels (RGB), and its mask (as the file has it), if there are masks."""
+    """One image: its name, its pixels (RGB), its mask (as the file has it), if there are masks, and its number.
+
+    The number is its row in the data set, or its position in a stream.
+    """
 
     name: str
     image: Image.Image
     mask: Image.Image | None = None
+    row: int = 0
 
 
 class Batch(NamedTuple):
@@ -122,11 +126,12 @@ class ImageSample:
         Raises:
             DataError: its mask has another size, and masks may not be resized.
         """
-        name = f"row {position} of the sample" if self.rows is None else f"row {self.rows[position]}"
+        number = position if self.rows is None else self.rows[position]
+        name = f"row {position} of the sample" if self.rows is None else f"row {number}"
         name = image_name(row[self.column], name)
         image = read_image(row[self.column], name, to_rgb)
         if isinstance(image, BadImage) or self.mask_column is None:
-            return image if isinstance(image, BadImage) else Example(name, image)
+            return image if isinstance(image, BadImage) else Example(name, image, row=number)
         mask = read_image(row[self.mask_column], f"mask of {name}")
         if isinstance(mask, BadImage):
             return mask
@@ -137,7 +142,7 @@ class ImageSample:
                     f"{image.height}; mend it, or let masks be resized."
                 )
             mask = mask.resize(image.size, Image.Resampling.NEAREST)
-        return Example(name, image, mask)
+        return Example(name, image, mask, number)
 
     def batches(
         self,
