@@ -72,6 +72,7 @@ class ImageSample:
         num_images (`int`, *optional*): how many to draw; all if there are fewer, or if `None`.
         seed (`int`, *optional*): names the sample; `None` keeps the order of the data set.
         in_order (`bool`, defaults to `False`): read a random sample in the order of the data set.
+        skip (`int`, defaults to 0): images at the start of a stream's random order that are left out.
         mask_column (`str`, *optional*): the column that holds the masks.
         resize_masks (`bool`, defaults to `True`): a mask of another size than its image is resized (nearest), else
             refused.
@@ -80,6 +81,7 @@ class ImageSample:
         rows (sequence of `int`, *optional*): rows of the data set in the order of reading; `None` for a
             stream.
         available (`int`, *optional*): how many images there are; `None` if nobody knows.
+        skipped (`IterableDataset`, *optional*): of a stream, what was left out, undecoded.
         bad_images (`list[BadImage]`): those that `read` could not read.
 
     Raises:
@@ -94,6 +96,7 @@ class ImageSample:
         seed: int | None,
         *,
         in_order: bool = False,
+        skip: int = 0,
         mask_column: str | None = None,
         resize_masks: bool = True,
     ):
@@ -101,11 +104,13 @@ class ImageSample:
         self.streamed = isinstance(dataset, IterableDataset)
         self.rows: Sequence[int] | None = None
         self.available: int | None
+        self.skipped: IterableDataset | None = None
         images = undecoded(dataset, column, mask_column)
         if isinstance(images, IterableDataset):
             if num_images is None and _repeats_for_ever(images):
                 raise DataError("The stream repeats itself for ever; say how many images to read with num_images.")
             stream = images if seed is None else images.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+            self.skipped, stream = (stream.take(skip), stream.skip(skip)) if skip else (None, stream)
             self._images: Any = stream if num_images is None else stream.take(num_images)
             self.available = num_images
         else:
@@ -118,7 +123,7 @@ class ImageSample:
         self.bad_images: list[BadImage] = []
         # a stream that is read to its end may be split by its files; a sample of it must be the same for any number
         # of processes, so that each reads all files and keeps its share
-        self.in_parts = self.streamed and num_images is None
+        self.in_parts = self.streamed and num_images is None and not skip
 
     def example(self, row: dict[str, Any], position: int) -> Example | BadImage:
         """What one row holds.

@@ -1,7 +1,7 @@
 """Matching between views: does a patch find the same thing in another view of its photograph, or the same place?"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -143,7 +143,7 @@ def match_views(
         DataError: no photograph gives two views.
         LayoutError: the patches have no rows and columns.
     """
-    grids = _grids(model, preprocess, methods)
+    grids = grids_of(model, preprocess, methods)
     prepare = partial(_views_of, rule=rule, size=preprocess.size, grid=max(grids.values(), key=math.prod), seed=seed)
     rows: dict[int, list[Row]] = {layer: [] for layer in methods}
     names, skipped = [], []
@@ -154,10 +154,12 @@ def match_views(
         if usable:
             names += [name for name, _ in usable]
             pairs = [pair for _, pair in usable]
-            for layer, tokens in _tokens_of(model, preprocess, pairs, list(methods)).items():
-                for first, second, pair in zip(*tokens, pairs, strict=True):
-                    cleaned = {name: (clean(first), clean(second)) for name, clean in methods[layer].items()}
-                    rows[layer].append(matching_row(cleaned, pair.homography, grids[layer], rule.least_move, radii))
+            views = torch.cat([pair.views for pair in pairs])  # first, second, first, …
+            for layer, patches in tokens_of(model, preprocess, views, list(methods)).items():
+                cleaned = {name: clean(patches) for name, clean in methods[layer].items()}
+                for number, pair in enumerate(pairs):
+                    both = {name: (own[2 * number], own[2 * number + 1]) for name, own in cleaned.items()}
+                    rows[layer].append(matching_row(both, pair.homography, grids[layer], rule.least_move, radii))
     if skipped:
         some = "; ".join(skipped[:3]) + ("; …" if len(skipped) > 3 else "")
         logger.warning(f"{len(skipped)} of {len(names) + len(skipped)} photographs give no two views: {some}.")
@@ -237,27 +239,33 @@ def _views_of(
 
 
 @torch.no_grad()
-def _tokens_of(
-    model: SOAPModelWrapper, preprocess: ImagePreprocessor, pairs: Sequence[ViewPair], layers: Sequence[int]
-) -> dict[int, tuple[Tensor, Tensor]]:
-    """Raw patch tokens of first and second views by layer, each `(B, rows · columns, D)` float32."""
-    views = torch.cat([torch.stack([pair.views[side] for pair in pairs]) for side in (0, 1)])
+def tokens_of(
+    model: SOAPModelWrapper, preprocess: ImagePreprocessor, views: Tensor, layers: Sequence[int]
+) -> dict[int, Tensor]:
+    """Raw patch tokens of views by layer, `(B, rows · columns, D)` float32; of clips, means over their frames.
+
+    Args:
+        views (`torch.Tensor` of shape `(B, 3, H, W)`, uint8): RGB, in the size of the head's images.
+    """
     pixels = preprocess.normalize(views.to(model.device, torch.float32) / 255)
     with evaluation_mode(model):
         read = read_raw_tokens(model, pixels, "these views")
     found = {}
     for layer in layers:
         patches = read[layer].patches.float()
-        patches = patches.mean(dim=1) if patches.ndim == 5 else patches  # of a clip, over its frames
-        first, second = patches.flatten(1, -2).chunk(2)
-        found[layer] = first, second
+        patches = patches.mean(dim=1) if patches.ndim == 5 else patches
+        found[layer] = patches.flatten(1, -2)
     return found
 
 
-def _grids(
-    model: SOAPModelWrapper, preprocess: ImagePreprocessor, layers: Mapping[int, Any]
+def grids_of(
+    model: SOAPModelWrapper, preprocess: ImagePreprocessor, layers: Iterable[int]
 ) -> dict[int, tuple[int, int]]:
-    """Rows and columns of the patches of each layer."""
+    """Rows and columns of the patches of each layer, for images of the head's size.
+
+    Raises:
+        LayoutError: there are no rows and columns.
+    """
     with torch.no_grad(), evaluation_mode(model):
         read = read_raw_tokens(model, torch.zeros(1, 3, *preprocess.size), "an empty image")
     shapes = {layer: tuple(read[layer].patches.shape[1:-1])[-2:] for layer in layers}

@@ -160,6 +160,11 @@ def _between(corners: np.ndarray, sides: np.ndarray, mirrored: bool) -> Tensor:
     return torch.tensor([[scale[0], 0, shift[0]], [0, scale[1], shift[1]], [0, 0, 1]], dtype=torch.float64)
 
 
+def resized_view(image: Image.Image, size: tuple[int, int]) -> Tensor:
+    """A whole image as one view, `(3, H, W)` uint8."""
+    return torch.from_numpy(np.array(image.resize(size[::-1], Image.Resampling.BICUBIC))).permute(2, 0, 1)
+
+
 def _view(
     image: Image.Image,
     box: tuple[float, float, float, float],

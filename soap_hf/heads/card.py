@@ -15,6 +15,7 @@ from ..runtime.head_files import HeadSource
 from ..statistics.semantic_invariance import NEGLIGIBLE_WEIGHT
 from .config import SOAPConfig
 from .opening import BACKBONE_FOLDER, EVALUATIONS_FOLDER, FIGURES_FOLDER, INCLUDED_BACKBONE
+from .report import checks
 
 CARD_FILE = "README.md"
 SHOWN = (("means", "raw"), ("means", "soap"), ("differences", "soap"))
@@ -153,6 +154,7 @@ def _words(config: SOAPConfig, folder: Path, name: str, results: list[dict[str, 
                 config.layers, config.hidden_sizes, config.ranks, rows_of_layers, strict=True
             )
         ],
+        "checks": checks(config),
         "settings": f"mu={config.mu}, tau={config.tau}, threshold={config.threshold}",
         "figures": [{"file": file, "title": file.removesuffix(".png").replace("_", " ")} for file in pictures],
         "results": results,
@@ -164,9 +166,21 @@ def _words(config: SOAPConfig, folder: Path, name: str, results: list[dict[str, 
 def _results(config: SOAPConfig, folder: Path) -> list[dict[str, Any]]:
     """What `soap-hf evaluate … --output HEAD/evaluation/NAME` has written beside a head: one row per metric.
 
-    Those of another strength are not the head's.
+    Those of another strength are not the head's. The check of the fit comes first.
     """
-    rows = []
+    seen = "not seen by the fit" if all(check["unseen"] for check in config.checks) else "by which its strength was chosen"
+    data = f"{(config.fit or {}).get('dataset') or 'photographs'}, {seen}"
+    rows: list[dict[str, Any]] = [
+        {
+            "evaluation": "matching" if len(config.layers) == 1 else f"matching, layer {layer}",
+            "dataset": data,
+            "metric": "right_1",
+            "raw": check["raw"],
+            "soap": check["clean"],
+            **{name: check[name] for name in ("mean", "low", "high")},
+        }
+        for layer, check in zip(config.layers, config.checks, strict=False)
+    ]
     for path in sorted((folder / EVALUATIONS_FOLDER).glob("*/summary.json")):
         summary = json.loads(path.read_text(encoding="utf-8"))
         if summary["settings"].get("mu", config.mu) != config.mu:
@@ -210,7 +224,7 @@ def _command(config: SOAPConfig, fit: dict[str, Any]) -> str:
         "num-images": fit["num_images"],
         "num-synthetic": fit["num_synthetic"],
         "image-size": height if height == width else f"{height}x{width}",
-        "mu": config.mu,
+        "mu": fit.get("mu", config.mu),
         "tau": config.tau,
         "threshold": config.threshold,
         "seed": fit["seed"],

@@ -38,6 +38,8 @@ class SOAPConfig(configuration_soap.SOAPConfig):
         mu (`float` or `"auto"`), tau (`float`), threshold (`float`): arguments of `suppression_weights`.
         components (`list[list[dict]]`): the highest-scoring components of each layer, at least those removed, as
             `SOAPStatistics.table` gives them.
+        checks (`list[dict]`): for each layer, what matching between views says of the head: see
+            [`~soap_hf.evaluation.check.check_head`]; empty if nothing does.
         out_features (`list[str]`), out_indices (`list[int]`, *optional*): the stages that a [`SOAPBackbone`] gives.
         fit (`dict`): provenance: data set, image counts, image size, seed, package versions.
 
@@ -70,7 +72,7 @@ class SOAPConfig(configuration_soap.SOAPConfig):
         }
         right = {name: isinstance(getattr(self, name), kind) for name, kind in kinds.items()}
         right |= {name: _is_list_of(int, getattr(self, name)) for name in ("layers", "hidden_sizes", "ranks")}
-        right["layouts"] = _is_list_of(dict, self.layouts)
+        right |= {name: _is_list_of(dict, getattr(self, name)) for name in ("layouts", "checks")}
         right["components"] = _is_list_of(list, self.components)
         right["backbone_dtype"] = self.backbone_dtype in (None, "float16", "bfloat16", "float32", "float64")
         if wrong := [name for name, holds in right.items() if not holds]:

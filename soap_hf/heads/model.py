@@ -154,6 +154,8 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
         if not self.statistics_by_layer:
             raise HeadError("This head was saved without statistics, which reweight needs; fit it again.")
         chosen = {layer: self._statistics[layer].projection(mu, tau, threshold) for layer in self.config.layers}
+        if (mu, tau, threshold) != (self.config.mu, self.config.tau, self.config.threshold):
+            self.config.checks = []  # they are of the strength before
         for layer, projection in chosen.items():
             self.projections[str(layer)] = projection.to(self.device)
         self.config.mu, self.config.tau, self.config.threshold = mu, tau, threshold

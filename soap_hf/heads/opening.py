@@ -29,6 +29,9 @@ INCLUDED_BACKBONE = f"./{BACKBONE_FOLDER}"
 COMPONENT_KEYS = {"rank", "component", "score", "standard_error", "variance_share", "weight"}
 """What is said of a component."""
 
+CHECK_KEYS = {"images", "raw", "clean", "mean", "low", "high", "unseen"}
+"""What is said of a check."""
+
 FIT_KEYS = {"dataset", "image_size", "num_bad_images", "num_images", "num_synthetic", "seed", "versions"}
 """What is said of a fit."""
 
@@ -77,6 +80,8 @@ def check_provenance(config: SOAPConfig) -> None:
     """
     if not all(map(_are_components, config.components)):
         raise HeadError("The head's config holds components of the wrong kind; fetch or fit it again.")
+    if not (len(config.checks) in (0, len(config.layers)) and all(_is_check(check) for check in config.checks)):
+        raise HeadError("The head's config holds checks of the wrong kind; fetch or fit it again.")
     fit: Any = config.fit
     if fit is None:
         return
@@ -95,11 +100,19 @@ def check_provenance(config: SOAPConfig) -> None:
 
 def _are_components(rows: Any) -> bool:
     """Whether these are components as `SOAPStatistics.table` gives them, one at least."""
-    return bool(rows) and all(
-        isinstance(row, dict)
-        and set(row) >= COMPONENT_KEYS
-        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in row.values())
-        for row in rows
+    return bool(rows) and all(_holds_numbers(row, COMPONENT_KEYS) for row in rows)
+
+
+def _is_check(check: Any) -> bool:
+    """Whether this is what `check_head` says of a layer."""
+    return _holds_numbers(check, CHECK_KEYS) and isinstance(check["images"], int)
+
+
+def _holds_numbers(values: Any, keys: set[str]) -> bool:
+    return (
+        isinstance(values, dict)
+        and set(values) >= keys
+        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in values.values())
     )
 
 

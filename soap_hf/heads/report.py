@@ -32,9 +32,11 @@ def _printable(text: str) -> str:
 def depth_table(config: SOAPConfig) -> Table:
     """One row per layer: its highest-scoring component, and how many are removed."""
     table = Table(title="scores against depth")
-    for name in ("layer", "top score", "std. error", "component", "variance", "removed"):
+    for name in ("layer", "top score", "std. error", "component", "variance", "removed", "matching"):
         table.add_column(name, justify="right")
-    for layer, rank, components in zip(config.layers, config.ranks, config.components, strict=True):
+    gains = [f"{check['mean']:+.2f} ± {(check['high'] - check['low']) / 2:.2f}" for check in config.checks]
+    gains = gains or [""] * len(config.layers)
+    for layer, rank, components, gain in zip(config.layers, config.ranks, config.components, gains, strict=True):
         top = components[0]
         table.add_row(
             "last_hidden_state" if layer == -1 else str(layer),
@@ -43,8 +45,42 @@ def depth_table(config: SOAPConfig) -> Table:
             str(top["component"]),
             f"{top['variance_share']:.2%}",
             str(rank),
+            gain,
         )
     return table
+
+
+def checks(config: SOAPConfig) -> list[str]:
+    """What matching says of the head: a sentence for each layer, of many layers for the last one alone."""
+    if not config.checks:
+        return []
+    known = list(zip(config.layers, config.ranks, config.checks, strict=True))
+    known = known if len(known) <= FEW_LAYERS else known[-1:]
+    return [
+        check_sentence(check, rank, f"layer {layer}: " if len(config.layers) > 1 else "") for layer, rank, check in known
+    ]
+
+
+def check_sentence(check: dict[str, Any], rank: int, prefix: str = "") -> str:
+    """What a check says, in one sentence.
+
+    Example:
+        >>> check = {"images": 64, "raw": 0.21, "clean": 0.33, "mean": 0.12, "low": 0.09, "high": 0.14, "unseen": True}
+        >>> check_sentence(check, rank=8).partition(", ")[2]
+        'matching rises from 0.21 to 0.33 (+0.12, 95 % +0.09 to +0.14): this head helps.'
+    """
+    which = "photographs that the fit did not see" if check["unseen"] else "photographs by which the strength was chosen"
+    start = f"{prefix}On {check['images']} {which}, matching "
+    shares = f"from {check['raw']:.2f} to {check['clean']:.2f}"
+    interval = f"({check['mean']:+.2f}, 95 % {check['low']:+.2f} to {check['high']:+.2f})"
+    way_out = "`soap-hf tune` looks for a strength that helps, and mu=0 removes nothing"
+    if rank == 0:
+        return f"{start}is {check['raw']:.2f}; this head removes nothing."
+    if check["low"] > 0:
+        return f"{start}rises {shares} {interval}: this head helps."
+    if check["high"] < 0:
+        return f"{start}falls {shares} {interval}: this head does harm here; {way_out}."
+    return f"{start}does not change, {shares} {interval}: this head does no good here; {way_out}."
 
 
 def component_table(components: list[dict[str, Any]], title: str | None = None) -> Table:
@@ -74,6 +110,7 @@ def summary(config: SOAPConfig) -> list[str]:
     )
     revision = f" at {config.backbone_revision[:12]}" if config.backbone_revision else ""
     lines = [
+        *checks(config),
         f"Directions removed: {removed} (mu={config.mu}, tau={config.tau}, threshold={config.threshold}).",
         f"Backbone: {config.backbone_name_or_path or 'a model in memory'}{revision}, {config.backbone_dtype}.",
     ]

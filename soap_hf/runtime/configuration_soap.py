@@ -43,6 +43,7 @@ class SOAPConfig(BackboneConfigMixin, PretrainedConfig):
     tau: float = 0.05
     threshold: float = 0.75
     components: list[list[dict[str, Any]]] = field(default_factory=list)
+    checks: list[dict[str, Any]] = field(default_factory=list)
     fit: dict[str, Any] | None = None
     head_format: int = HEAD_FORMAT
 
