@@ -90,9 +90,7 @@ def evaluate_matching(
     examples, rule = as_examples(images), rule or ViewRule()
     methods = {comparison.layer: comparison.methods}
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
-    found = match_views(
-        comparison.model, comparison.preprocess, methods, examples, rule=rule, radii=radii, **options
-    )
+    found = match_views(comparison.model, comparison.preprocess, methods, examples, rule=rule, radii=radii, **options)
     rows = found.rows[comparison.layer]
     counts = {"images": len(rows), "skipped_images": len(found.skipped), "bad_images": len(examples.bad_images)}
     results = comparison.results(
@@ -228,7 +226,9 @@ def as_examples(images: Any) -> Examples:
 
 def warn_of_few(images: int, gains: Mapping[str, Interval]) -> None:
     """Warns that so few photographs tell little, with the intervals."""
-    said = "; ".join(f"{name} {gain.mean:+.2f}, 95 % {gain.low:+.2f} to {gain.high:+.2f}" for name, gain in gains.items())
+    said = "; ".join(
+        f"{name} {gain.mean:+.2f}, 95 % {gain.low:+.2f} to {gain.high:+.2f}" for name, gain in gains.items()
+    )
     logger.warning(f"Only {images} photographs give two views, which says little ({said}); use {FEW_IMAGES} or more.")
 
 

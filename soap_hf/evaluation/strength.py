@@ -70,10 +70,11 @@ class StrengthChoice:
         if self.mu == 0:
             tried = max(self.curve[1:], key=lambda one: one.right, default=None)
             most = f" (the best, mu={tried.mu:g}: {_with_interval(tried.gain)})" if tried else ""
-            return (
-                f"mu=0, the identity: on {self.num_images} photographs no strength raises matching beyond chance{most}."
-            )
-        which = "the best" if best.mu == self.mu else f"the smallest within one standard error of the best ({best.mu:g})"
+            where = f"on {self.num_images} photographs"
+            return f"mu=0, the identity: {where} no strength raises matching beyond chance{most}."
+        which = (
+            "the best" if best.mu == self.mu else f"the smallest within one standard error of the best ({best.mu:g})"
+        )
         return (
             f"mu={self.mu:g}, {which}: on {self.num_images} photographs matching rises from {self.curve[0].right:.2f} "
             f"to {self.chosen.right:.2f} ({_with_interval(self.chosen.gain)})."
@@ -88,9 +89,7 @@ class StrengthChoice:
             mean, low, high = tried.gain
             gain = (f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}") if tried.mu else ("", "")
             mark = "chosen" if tried.mu == self.mu else ""
-            table.add_row(
-                f"{tried.mu:g}", str(tried.removed), f"{tried.right:.3f}", *gain, f"{tried.stuck:.3f}", mark
-            )
+            table.add_row(f"{tried.mu:g}", str(tried.removed), f"{tried.right:.3f}", *gain, f"{tried.stuck:.3f}", mark)
         return table
 
 

@@ -59,8 +59,8 @@ def fit_soap(
         image_processor (*optional*): default: the backbone's own, else RGB, bicubic, ImageNet mean and std.
         layout ([`PatchLayout`], *optional*): where the patch tokens lie; found if not given.
         arguments: the fields of [`~soap_hf.fitting.arguments.FitArguments`]: `num_images=1000`, `image_size=None`,
-            `layer=-1`, `mu="auto"`, `check=64`, `tau=0.05`, `threshold=0.75`, `isotropic=False`, `seed=0`, `batch_size=32`,
-            `image_column="image"`, `split=None`, `config_name=None`, `streaming=False`, `num_synthetic=None`,
+            `layer=-1`, `mu="auto"`, `check=64`, `tau=0.05`, `threshold=0.75`, `isotropic=False`, `seed=0`,
+            `batch_size=32`, `image_column="image"`, `split=None`, `config_name=None`, `streaming=False`, `num_synthetic=None`,
             `dtype=None`, `device=None`, `revision=None`, `token=None`, `trust_remote_code=False`, `num_workers=None`,
             `max_bad_fraction=0.01`, `token_cache="2GB"`, `exact=False`, `tolerance=None`, `compile=False`,
             `checkpoint=None`, `checkpoint_every=None`, `resume=False`, `progress=True`.
@@ -148,7 +148,9 @@ def fit_soap(
     model.set_statistics(statistics)
     model.reweight(**chosen.strength)
     if parts.tuned is not None:
-        model.reweight(**{**chosen.strength, "mu": from_main_alone(partial(_matching_mu, model, parts, preprocess, chosen))})
+        model.reweight(
+            **{**chosen.strength, "mu": from_main_alone(partial(_matching_mu, model, parts, preprocess, chosen))}
+        )
     state, some = passes.state, statistics[layers[0]]
     model.config.fit = {
         **origin,
@@ -188,7 +190,7 @@ def _matching_mu(model: SOAPModelWrapper, parts: Split, preprocess: ImagePreproc
 def _checks(
     model: SOAPModelWrapper, images: Examples, preprocess: ImagePreprocessor, chosen: FitArguments
 ) -> list[dict[str, Any]]:
-    """What matching says of the head; nothing, and that is said, if it cannot be measured: that must not cost the fit."""
+    """What matching says of the head; nothing, aloud, if it cannot be measured: that must not cost the fit."""
     options: dict[str, Any] = {"batch_size": _views(chosen), "seed": chosen.seed, "progress": chosen.progress}
     try:
         return check_head(model, images, preprocess, **options)

@@ -6,7 +6,7 @@ from datasets import Dataset, IterableDataset
 from transformers.utils import logging
 
 from ..data.data_sets import undecoded
-from ..data.image_sample import SHUFFLE_BUFFER, ImageSample
+from ..data.image_sample import ImageSample
 from ..evaluation.examples import Examples
 from ..runtime.errors import DataError
 from .arguments import FitArguments

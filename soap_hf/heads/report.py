@@ -57,7 +57,8 @@ def checks(config: SOAPConfig) -> list[str]:
     known = list(zip(config.layers, config.ranks, config.checks, strict=True))
     known = known if len(known) <= FEW_LAYERS else known[-1:]
     return [
-        check_sentence(check, rank, f"layer {layer}: " if len(config.layers) > 1 else "") for layer, rank, check in known
+        check_sentence(check, rank, f"layer {layer}: " if len(config.layers) > 1 else "")
+        for layer, rank, check in known
     ]
 
 
@@ -69,7 +70,9 @@ def check_sentence(check: dict[str, Any], rank: int, prefix: str = "") -> str:
         >>> check_sentence(check, rank=8).partition(", ")[2]
         'matching rises from 0.21 to 0.33 (+0.12, 95 % +0.09 to +0.14): this head helps.'
     """
-    which = "photographs that the fit did not see" if check["unseen"] else "photographs by which the strength was chosen"
+    which = (
+        "photographs that the fit did not see" if check["unseen"] else "photographs by which the strength was chosen"
+    )
     start = f"{prefix}On {check['images']} {which}, matching "
     shares = f"from {check['raw']:.2f} to {check['clean']:.2f}"
     interval = f"({check['mean']:+.2f}, 95 % {check['low']:+.2f} to {check['high']:+.2f})"
