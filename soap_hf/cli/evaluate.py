@@ -188,9 +188,7 @@ RuleOptions: Any = options_of(ViewRule)
 class Matching(Evaluation, RuleOptions):
     """Match the patches of two views of each photograph: does a patch find the same thing, or the same place?"""
 
-    dataset: Annotated[Optional[str], typer.Argument(metavar="[IMAGES]", help="Folder of images, or a data set.")] = (
-        None
-    )
+    dataset: Annotated[str, typer.Argument(metavar="[IMAGES]", help="Folder of images, or a data set.")] = ""
     split: Split = None
     num_images: Annotated[
         Optional[int], typer.Option(min=2, help="Size of a random sample; of --spair, of its pairs. Default: 500.")
@@ -205,7 +203,7 @@ class Matching(Evaluation, RuleOptions):
 
     def measure(self) -> Results:
         """Of views of photographs, or of pairs with known truth."""
-        sources = [source for source in (self.dataset, self.hpatches, self.spair) if source is not None]
+        sources = [source for source in (self.dataset, self.hpatches, self.spair) if source]
         if len(sources) != 1:
             raise DataError("Matching needs one source: IMAGES, or --hpatches FOLDER, or --spair FOLDER.")
         shown = {name: value for name, value in self.running.items() if name != "batch_size"}

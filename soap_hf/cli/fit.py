@@ -108,6 +108,8 @@ def _fit(command: Any, is_main: bool, **others: Any) -> Any:
 def figures_of(model: Any) -> dict[str, bytes]:
     """The figures to save beside a head; none, and that is said, if they cannot be drawn: they must not cost a fit."""
     try:
+        from ..figures import head_figures  # matplotlib comes with an extra
+
         return head_figures(model)
     except Exception as error:
         typer.echo(f"No figures: {first_sentence(error)}.", err=True)

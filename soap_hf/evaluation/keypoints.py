@@ -155,19 +155,22 @@ def _read_pair(path: Path, folder: Path) -> KeypointPair:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         images = folder / "JPEGImages" / found["category"]
-        points = [torch.tensor(found[key], dtype=torch.float64).reshape(-1, 2) for key in ("src_kps", "trg_kps")]
+        first, second = (
+            torch.tensor(found[key], dtype=torch.float64).reshape(-1, 2) for key in ("src_kps", "trg_kps")
+        )
         left, top, right, bottom = map(float, found["trg_bndbox"])
         pair = KeypointPair(
             path.stem,
             found["category"],
             images / found["src_imname"],
             images / found["trg_imname"],
-            *points,
-            longer_side=max(right - left, bottom - top),
+            first,
+            second,
+            max(right - left, bottom - top),
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise DataError(f"{path} is no annotated pair ({first_sentence(error)}); mend or remove it.") from error
-    if not len(points[0]) or len(points[0]) != len(points[1]) or not pair.longer_side > 0:
+    if not len(first) or len(first) != len(second) or not pair.longer_side > 0:
         raise DataError(f"{path} has no key points, other numbers of them, or an empty box; mend or remove it.")
     return pair
 

@@ -1,7 +1,9 @@
 """Matching between views, in pictures: which patches find each other, what a patch resembles, and how strong to be."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,8 +42,11 @@ from .style import QUALITATIVE, new_figure, series_looks, styled
 SHOWN_MATCHES = 20
 """Lines in a pair of views; more could not be followed."""
 
-VIEW_SIDE = 1.6
+VIEW_SIDE, LEGEND_HEIGHT = 1.6, 0.25
 """Inches."""
+
+BLOCKS = 2
+"""Photographs side by side."""
 
 RIGHT = {"color": QUALITATIVE[0], "linestyle": "-", "marker": "o"}
 WRONG = {"color": QUALITATIVE[1], "linestyle": ":", "marker": "x"}
@@ -75,28 +80,26 @@ def matching_views(
         raise DataError("A figure of images needs at least one.")
     grid = grids_of(model, comparison.preprocess, [comparison.layer])[comparison.layer]
     height, width = comparison.preprocess.size
-    view = VIEW_SIDE * height / width
-    block = 2 * (VIEW_SIDE + GAP) + 2 * MARGIN
-    rows = len(images)
-    figure = new_figure(2 * block, MARGIN + rows * (view + LINE + 0.06 + GAP))
+    view, across = VIEW_SIDE * height / width, min(len(images), BLOCKS)
+    block, row = 2 * (VIEW_SIDE + GAP) + 2 * MARGIN, view + LINE + 0.06 + GAP
+    tall = 2 * row + MARGIN
+    figure = new_figure(across * block, math.ceil(len(images) / across) * tall + MARGIN + LEGEND_HEIGHT)
     for number, image in enumerate(images):
         generator = np.random.default_rng([seed, number])
         pair = draw_views(to_rgb(image), rule or ViewRule(), comparison.preprocess.size, grid, generator)
         if isinstance(pair, str):
             raise DataError(f"Image {number + 1}: {pair}.")
         patches = tokens_of(model, comparison.preprocess, pair.views, [comparison.layer])[comparison.layer]
-        top = MARGIN + number * (view + LINE + 0.06 + GAP)
-        for place, (name, clean) in enumerate(comparison.methods.items()):
-            left = MARGIN + place * block
-            panels = [
-                place_axes(figure, left + side * (VIEW_SIDE + GAP), top + LINE + 0.06, VIEW_SIDE, view)
-                for side in (0, 1)
-            ]
+        left, top = MARGIN + number % across * block, MARGIN + number // across * tall
+        for name, clean in comparison.methods.items():
+            lefts = (left, left + VIEW_SIDE + GAP)
+            panels = [place_axes(figure, one, top + LINE + 0.06, VIEW_SIDE, view) for one in lefts]
             share = _draw_matches(panels, pair, clean(patches), grid)
-            title = "raw tokens" if name == "raw" else "clean tokens"
-            place_text(figure, left, top, f"{title}: {share:.0%} right")
-    marks = [("right, within one patch", RIGHT), ("wrong", WRONG)]
-    add_legend(figure, [(label, Line2D([], [], **look)) for label, look in marks])
+            place_text(figure, left, top, f"{'raw' if name == 'raw' else 'clean'} tokens: {share:.0%} right")
+            top += row
+    marks: dict[str, dict[str, Any]] = {"right, within one patch": RIGHT, "wrong": WRONG}
+    handles = [Line2D([], [], label=label, markersize=3, linewidth=0.7, **look) for label, look in marks.items()]
+    figure.legend(handles=handles, loc="lower center", ncols=2)
     return figure
 
 

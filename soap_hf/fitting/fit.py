@@ -60,7 +60,8 @@ def fit_soap(
         layout ([`PatchLayout`], *optional*): where the patch tokens lie; found if not given.
         arguments: the fields of [`~soap_hf.fitting.arguments.FitArguments`]: `num_images=1000`, `image_size=None`,
             `layer=-1`, `mu="auto"`, `check=64`, `tau=0.05`, `threshold=0.75`, `isotropic=False`, `seed=0`,
-            `batch_size=32`, `image_column="image"`, `split=None`, `config_name=None`, `streaming=False`, `num_synthetic=None`,
+            `batch_size=32`, `image_column="image"`, `split=None`, `config_name=None`, `streaming=False`,
+            `num_synthetic=None`,
             `dtype=None`, `device=None`, `revision=None`, `token=None`, `trust_remote_code=False`, `num_workers=None`,
             `max_bad_fraction=0.01`, `token_cache="2GB"`, `exact=False`, `tolerance=None`, `compile=False`,
             `checkpoint=None`, `checkpoint_every=None`, `resume=False`, `progress=True`.

@@ -78,8 +78,8 @@ def _examples(rows: Dataset | IterableDataset | None, numbers: range, chosen: Fi
     if isinstance(rows, IterableDataset):  # few enough to be held as files
         taken = list(rows.skip(numbers.start).take(len(numbers)))
         rows, numbers = Dataset.from_list(taken, features=rows.features), range(len(taken))
-    reading = {"seed": chosen.seed, "max_bad_fraction": 0.5}  # a bad image must not cost the fit
-    return Examples(rows.select(numbers), chosen.image_column, **reading)
+    # a bad image must not cost the fit
+    return Examples(rows.select(numbers), chosen.image_column, seed=chosen.seed, max_bad_fraction=0.5)
 
 
 def _reaches(stream: IterableDataset, count: int) -> bool:
