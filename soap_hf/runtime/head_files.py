@@ -50,13 +50,10 @@ class HeadSource:
         Raises:
             HeadError: the head cannot be reached or has no such file.
         """
-        try:
-            path = cached_file(self.name_or_path, filename, **self.hub_kwargs)
-            if path is None:
-                raise OSError("it is not there")
-            return Path(path)
-        except (OSError, ValueError) as error:
-            raise self._unreachable(filename, error) from error
+        path = self.fetch_if_there(filename)
+        if path is None:
+            raise self._unreachable(filename, OSError("it is not there"))
+        return path
 
     def fetch_if_there(self, filename: str) -> Path | None:
         """As `fetch`, but `None` if the head has no such file; an error if nobody can know."""
@@ -140,10 +137,7 @@ class HeadSource:
 
 
 def commit_of(name_or_path: str, revision: str | None = None, **hub_kwargs: Any) -> str | None:
-    """The commit that a branch or tag of a hub repository stands at now; `hub_kwargs` are `token`, `cache_dir`, ….
-
-    Of a folder, or if the Hub is out of reach, it is `revision` itself.
-    """
+    """The commit that a branch or tag on the Hub stands at now; `revision` itself of a folder, or without the Hub."""
     if os.path.isdir(name_or_path):
         return revision
     try:
@@ -159,11 +153,7 @@ def is_head_config(values: Any) -> bool:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """What a JSON file of a head holds; `what` says which, for error messages.
-
-    Raises:
-        HeadError: it cannot be read, is not JSON, or is larger than any head's.
-    """
+    """What a JSON file of a head holds; a `HeadError` says which (`what`) is not JSON or larger than any head's."""
     try:
         if path.stat().st_size > MAX_JSON:
             raise OSError(f"it has more than {MAX_JSON} bytes")
@@ -220,11 +210,7 @@ def _refuse_large(path: Path) -> None:
 
 
 def check_same_architecture(stored: PretrainedConfig | None, actual: PretrainedConfig) -> None:
-    """Refuses a backbone that is not of the architecture and width the head was fitted on.
-
-    Raises:
-        HeadError: names the first difference.
-    """
+    """Refuses a backbone of another architecture or width than the head's, and names the first difference."""
     sizes = ("hidden_size", "hidden_sizes", "embed_dim", "num_hidden_layers", "depths", "patch_size")
     for name in ("model_type", *sizes) if stored is not None else ():
         here, there = (getattr(config, name, None) for config in (stored, actual))

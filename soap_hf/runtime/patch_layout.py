@@ -37,20 +37,16 @@ class PatchLayout:
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
             raise LayoutError(f"order must be one of {', '.join(ORDERS)}, not {self.order!r}.")
-        counts = {"prefix": self.prefix, "suffix": self.suffix, "stride": 1 if self.stride is None else self.stride}
-        for name, value in counts.items():
-            if not isinstance(value, int) or value < (name == "stride"):
+        stride = 1 if self.stride is None else self.stride
+        for name, value, least in (("prefix", self.prefix, 0), ("suffix", self.suffix, 0), ("stride", stride, 1)):
+            if not isinstance(value, int) or value < least:
                 raise LayoutError(
                     f"{name} of a patch layout must be a whole number of tokens or pixels, not {value!r}."
                 )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Any:
-        """Reads the layout of a head's config.
-
-        Raises:
-            HeadError: unknown fields or impossible values.
-        """
+        """The layout that a head's config holds; a `HeadError` says what is impossible in it."""
         try:
             return cls(**values)
         except (TypeError, LayoutError) as error:
@@ -102,8 +98,15 @@ class PatchLayout:
             return tokens.permute(0, 2, 3, 1)
         if self.order == "channels_last":
             return tokens
-        if self.order == "packed":
-            return self._unpacked(tokens, image_size)
+        if self.order == "packed":  # the images of a batch, of one size, end to end
+            size, stride = as_size(image_size) or (0, 0), self.stride or 1
+            rows, columns = size[0] // stride, size[1] // stride
+            if len(tokens) != 1 or rows * columns == 0 or tokens.shape[1] % (rows * columns):
+                raise LayoutError(
+                    f"Packed tokens of shape {tuple(tokens.shape)} are no grids of stride {stride} over {size[0]} x "
+                    f"{size[1]} pixels: lay out images of one size at a time."
+                )
+            return tokens.view(-1, rows, columns, tokens.shape[-1])
         patches = tokens[:, self.prefix : tokens.shape[1] - self.suffix]
         grid = self.grid(image_size, patches.shape[1])
         if self.order == "rows_columns_frames":
@@ -152,17 +155,6 @@ class PatchLayout:
             parts.append(self.patches(tokens, image_size).flatten(1, -2).mean(dim=1))
         return torch.cat(parts, dim=-1)
 
-    def _unpacked(self, tokens: Tensor, image_size: int | tuple[int, int] | None) -> Tensor:
-        """Packed tokens of images of one size, `(B, rows, columns, D)`."""
-        size, stride = as_size(image_size) or (0, 0), self.stride or 1
-        rows, columns = size[0] // stride, size[1] // stride
-        if len(tokens) != 1 or rows * columns == 0 or tokens.shape[1] % (rows * columns):
-            raise LayoutError(
-                f"Packed tokens of shape {tuple(tokens.shape)} are no grids of stride {stride} over {size[0]} x "
-                f"{size[1]} pixels: lay out images of one size at a time."
-            )
-        return tokens.view(-1, rows, columns, tokens.shape[-1])
-
     def _check_rank(self, tokens: Tensor) -> None:
         if tokens.ndim != (4 if self.order in MAPS else 3):
             raise LayoutError(f"{self} does not fit a tensor of shape {tuple(tokens.shape)}; override the layout.")
@@ -180,11 +172,7 @@ def fit_grid(num_patches: int, size: tuple[int, int], stride: int) -> tuple[int,
 
 
 def as_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """`(height, width)` from an int or a pair; `None` stays `None`.
-
-    Raises:
-        LayoutError: anything else, or not positive.
-    """
+    """`(height, width)` from an int or a pair; `None` stays `None`, and a `LayoutError` refuses the rest."""
     if image_size is None:
         return None
     sides = (image_size, image_size) if isinstance(image_size, (int, float)) else tuple(image_size)
@@ -195,11 +183,7 @@ def as_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
 
 
 def check_finite(tokens: Tensor, what: str = "The patch tokens") -> None:
-    """Refuses tokens with NaN or Inf.
-
-    Raises:
-        NonFiniteTokensError: says what they are, and the way out.
-    """
+    """Refuses tokens with NaN or Inf: a `NonFiniteTokensError` says what they are, and the way out."""
     if not torch.isfinite(tokens).all():
         dtype = str(tokens.dtype).removeprefix("torch.")
         wide = tokens.dtype in (torch.float32, torch.float64)
@@ -216,9 +200,8 @@ def layer_tokens(outputs: Any, layer: int) -> Tensor:
         BackboneError: the backbone does not return it.
     """
     if layer == -1:
-        maps = getattr(outputs, "feature_maps", None) or (None,)
         tokens = getattr(outputs, "last_hidden_state", None)
-        tokens = maps[-1] if tokens is None else tokens
+        tokens = (getattr(outputs, "feature_maps", None) or (None,))[-1] if tokens is None else tokens
         if tokens is None:
             raise BackboneError(
                 f"{type(outputs).__name__} has no last_hidden_state: the backbone returns no patch tokens."
