@@ -23,9 +23,6 @@ class SOAPConfig(BackboneConfigMixin, PretrainedConfig):
     """Configuration of a head: its backbone, and for each layer, in parallel lists, what is removed and from where.
 
     The package's class of the same name says what each value means, and refuses absurd ones.
-
-    Raises:
-        HeadError: the lists do not run in parallel or a layer is not allowed.
     """
 
     model_type = "soap"

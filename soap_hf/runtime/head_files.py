@@ -78,22 +78,14 @@ class HeadSource:
         )
 
     def config(self, config_class: type[SOAPConfig] = SOAPConfig) -> Any:
-        """The head's configuration.
-
-        Raises:
-            HeadError: it is missing or malformed, or belongs to something else.
-        """
+        """The head's configuration; a `HeadError` if it is missing or malformed, or belongs to something else."""
         values = read_json(self.fetch(CONFIG_FILE), f"config of the head {self.name_or_path!r}")
         if not is_head_config(values):
             raise HeadError(f"{self.name_or_path!r} is not a SOAP head: its config has another model_type.")
         return config_class.from_dict(values)
 
     def projections(self, config: SOAPConfig) -> dict[int, SOAPProjection]:
-        """The head's projections by layer, checked against its config.
-
-        Raises:
-            HeadError: the file is missing or malformed, or does not hold what the config promises.
-        """
+        """The head's projections by layer; a `HeadError` if they are missing, or not what the config promises."""
         path = self.fetch(WEIGHTS_FILE)
         if not config.hidden_sizes:
             raise HeadError(
@@ -116,9 +108,6 @@ class HeadSource:
         """The backbone's hub id or folder, and the keyword arguments that pin it.
 
         One that starts with `./` or `../` is relative to the head: beside or inside its folder, or in its repository.
-
-        Raises:
-            HeadError: the config names no backbone, or one outside the repository.
         """
         name, reference = self.name_or_path, config.backbone_name_or_path
         if not reference:
@@ -167,13 +156,11 @@ def read_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file, of real numbers, all of them finite, and its metadata.
 
-    Args:
-        names (`set[str]`, *optional*): the tensors it must hold, no more and no fewer; `None` reads what there is.
-        what (`str`): what the file is, for error messages, e.g. `"head"`.
-        trusted (`bool`, defaults to `False`): a file of the user's own, of any size and any dtypes.
+    It must hold the tensors `names`, no more and no fewer; `None` reads what there is. A `trusted` file is the user's
+    own, of any size and any dtypes.
 
     Raises:
-        HeadError: the file is missing, not safetensors, larger than any head, or its tensors are not as they must be.
+        HeadError: the file (`what` says which) is missing, not safetensors, too large, or its tensors are not as told.
     """
     try:
         if not trusted:

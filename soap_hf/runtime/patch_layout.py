@@ -24,9 +24,6 @@ class PatchLayout:
     """Where the patch tokens lie in the tensor that a backbone returns: their order, and how many others there are.
 
     The package's class of the same name says what each field means, and finds the layout of a backbone.
-
-    Raises:
-        LayoutError: an unknown order, or a count that is none.
     """
 
     order: Order = "tokens"
@@ -59,10 +56,7 @@ class PatchLayout:
     def grid(self, image_size: int | tuple[int, int] | None, num_patches: int) -> tuple[int, ...]:
         """Rows and columns (frames, rows and columns of a clip) of `num_patches` patches of one image.
 
-        Partial patches at the border are dropped or padded, whichever gives `num_patches`.
-
-        Raises:
-            LayoutError: neither does, or the stride is not known.
+        Partial patches at the border are dropped or padded, whichever gives `num_patches`; a `LayoutError` if neither.
         """
         size = as_size(image_size)
         if self.stride is None or size is None:
@@ -114,11 +108,7 @@ class PatchLayout:
         return patches.unflatten(1, grid)
 
     def map_patches(self, tokens: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """Applies `function` (on `(..., D)`) to the patch tokens; prefix and suffix pass through untouched.
-
-        Raises:
-            LayoutError: the tokens do not lie as this layout says.
-        """
+        """Applies `function` (on `(..., D)`) to the patch tokens, and to no others; errors as in `patches`."""
         self._check_rank(tokens)
         if self.order == "channels_first":
             return function(tokens.movedim(1, -1)).movedim(-1, 1)
@@ -129,18 +119,10 @@ class PatchLayout:
         return torch.cat((tokens[:, : self.prefix], clean, tokens[:, end:]), dim=1)
 
     def pooled(self, tokens: Tensor, image_size: tuple[int, int], pooling: Pooling) -> Tensor:
-        """One vector for each image.
+        """One vector for each image, `(B, D)`, of tokens as in `patches`; a `LayoutError` if there can be none.
 
-        Args:
-            tokens, image_size: as in `patches`.
-            pooling (`str`): `"mean"` over the patch tokens, `"cls"` for the first token before them, `"cls+mean"` for
-                both side by side.
-
-        Returns:
-            `torch.Tensor` of shape `(B, D)`, or `(B, 2 * D)` for both.
-
-        Raises:
-            LayoutError: an unknown pooling, or no token before the patches.
+        `pooling` is `"mean"` over the patch tokens, `"cls"` for the first token before them, or `"cls+mean"` for both
+        side by side, `(B, 2 * D)`.
 
         Example:
             >>> PatchLayout(prefix=1, stride=8).pooled(torch.zeros(2, 1 + 16, 4), (32, 32), "cls+mean").shape
@@ -195,9 +177,6 @@ def layer_tokens(outputs: Any, layer: int) -> Tensor:
     """The tensor that a head belongs to: `last_hidden_state` for -1, `hidden_states[layer]` otherwise.
 
     For -1 a backbone without `last_hidden_state` gives the last of its `feature_maps`.
-
-    Raises:
-        BackboneError: the backbone does not return it.
     """
     if layer == -1:
         tokens = getattr(outputs, "last_hidden_state", None)

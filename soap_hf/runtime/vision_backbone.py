@@ -53,9 +53,8 @@ def load_backbone(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
             "a transformers vision model."
         ) from error
     if inner is not None:
-        path, tower = _only_tower(backbone)
+        path, backbone = _only_tower(backbone)
         missing = [key.removeprefix(f"{path}.") for key in missing if key.startswith(f"{path}.")]
-        return _finish(tower, missing, name_or_path)
     return _finish(backbone, missing, name_or_path)
 
 
@@ -220,11 +219,7 @@ class CallConvention:
 
     @classmethod
     def of(cls, backbone: PreTrainedModel) -> "CallConvention":
-        """The convention of one backbone.
-
-        Raises:
-            BackboneError: it needs inputs that cannot be made from an image alone.
-        """
+        """The convention of one backbone; a `BackboneError` if it needs what cannot be made from an image alone."""
         config, arguments = backbone.config, inspect.signature(backbone.forward).parameters
         required = {name for name, argument in arguments.items() if _is_required(argument)}
         packed = required >= _PACKED_ARGUMENTS
