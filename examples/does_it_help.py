@@ -4,10 +4,10 @@
 
 For each seed the images are divided at random: a third to fit on, a sixth to choose a strength by, and the rest to
 measure on. Measured are the head with `mu="auto"`, `zero-image` and `top-pc` that remove as many directions, and the
-head with the strength that `choose_mu` chose, with views as they are and with half of the second ones mirrored. Prints
-a table in Markdown for each: the share of patches matched within one patch, and in brackets the bootstrap 95 % interval
-of its difference from raw, the share in bold where that leaves zero out. The output folder gets a picture of the curves
-and all numbers.
+head with the strength that `choose_mu` chose, with views as they are and with half of the second ones mirrored.
+Prints a table in Markdown for each: the share of patches matched within one patch, and in brackets the bootstrap 95 %
+interval of its difference from raw, the share in bold where that leaves zero out. The output folder gets a picture of
+the curves and all numbers.
 """
 
 import argparse

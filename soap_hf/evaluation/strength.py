@@ -68,10 +68,10 @@ class StrengthChoice:
         """What was decided and why, in one sentence."""
         best = max(self.curve, key=lambda tried: tried.right)
         if self.mu == 0:
-            tried = max(self.curve[1:], key=lambda one: one.right, default=None)
-            most = f" (the best, mu={tried.mu:g}: {_with_interval(tried.gain)})" if tried else ""
+            nearly = nearly_best(self.curve)
+            tried = f"mu={nearly.mu:g}, {_with_interval(nearly.gain)}" if nearly.mu else "none raises it at all"
             where = f"on {self.num_images} photographs"
-            return f"mu=0, the identity: {where} no strength raises matching beyond chance{most}."
+            return f"mu=0, the identity: {where} the smallest good strength gains nothing beyond chance ({tried})."
         which = (
             "the best" if best.mu == self.mu else f"the smallest within one standard error of the best ({best.mu:g})"
         )
@@ -174,10 +174,15 @@ def curve_of(rows: Sequence[dict[str, Any]], methods: Mapping[str, SOAPProjectio
 
 def choose(curve: Sequence[TriedStrength]) -> float:
     """The smallest strength within one standard error of the best; 0 unless its gain's interval lies above zero."""
+    smallest = nearly_best(curve)
+    return smallest.mu if smallest.gain.low > 0 else 0.0
+
+
+def nearly_best(curve: Sequence[TriedStrength]) -> TriedStrength:
+    """The smallest strength within one standard error of the best."""
     best = max(curve, key=lambda tried: tried.right)
     near = [tried for tried in curve if tried.gain.mean >= best.gain.mean - best.standard_error]
-    smallest = min(near, key=lambda tried: tried.mu)
-    return smallest.mu if smallest.gain.low > 0 else 0.0
+    return min(near, key=lambda tried: tried.mu)
 
 
 def _projections(model: SOAPModelWrapper, layer: int, strengths: Sequence[float]) -> dict[str, SOAPProjection]:
