@@ -3,8 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# torch is by far the largest package: both ends get the one of constraints.txt, unless told otherwise (TORCH=torch==2.9.0)
+TORCH ?= $(shell grep ^torch== constraints.txt)
+# what test-oldest and test-newest run; nothing stands for everything
+TESTS ?=
+OLD_VERSIONS_WARN := -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning -W ignore::FutureWarning
 
-.PHONY: demo demo-hub test test-slow test-all quality style bench clean
+.PHONY: demo demo-hub test test-slow test-all test-oldest test-newest quality style bench dist constraints-oldest clean
 
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
@@ -20,6 +25,12 @@ test-slow: $(READY)
 
 test-all: test test-slow
 
+test-oldest: .venv-oldest/.ready
+	.venv-oldest/bin/python -m pytest -n 2 -m "not slow" $(OLD_VERSIONS_WARN) $(TESTS)
+
+test-newest: .venv-newest/.ready
+	.venv-newest/bin/python -m pytest -n 2 -m "not slow" $(TESTS)
+
 quality: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -32,10 +43,36 @@ style: $(READY)
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks
 
+dist:
+	rm -rf dist
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check build twine
+	.venv-dist/bin/python -m build
+	.venv-dist/bin/python -m twine check --strict dist/*
+
 clean:
-	rm -rf $(VENV) build dist demo-head
+	rm -rf .venv .venv-* build dist demo-head
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(READY)
+
+.venv-oldest/.ready: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-oldest.txt $(TORCH) -e ".[dev]"
+	touch $@
+
+.venv-newest/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade $(TORCH) -e ".[dev]"
+	touch $@
+
+# to be run when pyproject.toml changes; universal, so that it holds for every system and Python
+constraints-oldest:
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	(echo "# The oldest versions that pyproject.toml allows, by \`make constraints-oldest\`; torch is chosen in the Makefile."; \
+	  .venv-uv/bin/uv pip compile --quiet --resolution lowest-direct --universal --python-version 3.10 --extra dev \
+	  --no-annotate --no-header pyproject.toml | grep -vE "^(torch|triton|nvidia-.*|cuda-.*|setuptools)=") > constraints-oldest.txt
+	rm -rf .venv-uv

@@ -20,9 +20,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from typer import TyperException
-
 from soap_hf.cli.app import app
+from soap_hf.compat import argument_error
 from soap_hf.evaluation.results import command_line
 from soap_hf.heads.opening import HeadRecord
 from soap_hf.runtime.errors import SOAPError
@@ -54,7 +53,7 @@ def main(given: Sequence[str] | None = None) -> None:
         parser.error("nothing to measure; give --position, --knn or --saliency")
     try:
         compare(arguments)
-    except (SOAPError, TyperException) as error:
+    except (SOAPError, argument_error()) as error:
         sys.exit(f"{Path(__file__).name}: {error}")
 
 

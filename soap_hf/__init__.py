@@ -8,6 +8,9 @@ Importing this package registers `SOAPConfig`, `SOAPModelWrapper` and a pipeline
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__ as __version__  # first, since it refuses what is too old for the rest
+
+# isort: split
 from transformers import AutoBackbone, AutoConfig, AutoModel
 
 from .heads.config import SOAPConfig
@@ -19,7 +22,6 @@ from .runtime.projection import SOAPProjection
 from .statistics.semantic_invariance import semantic_invariance, suppression_weights
 from .statistics.soap_statistics import SOAPStatistics
 from .statistics.synthetic import synthesize_images
-from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .attach.attachment import attach_soap

@@ -1,5 +1,5 @@
 """`python -m soap_hf` is `soap-hf`."""
 
-from .cli.app import main
+from .cli import main
 
 main()

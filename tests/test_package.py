@@ -117,8 +117,8 @@ def wing_of(name):
 
 
 WINGS = (
-    ("runtime", "version"),
-    ("files",),
+    ("runtime",),
+    ("compat", "files", "version"),
     ("statistics", "layout", "data"),
     ("heads",),
     ("evaluation",),

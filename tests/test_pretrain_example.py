@@ -16,8 +16,9 @@ from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoImageProcessor, AutoModel, ViTMAEForPreTraining, ViTMAEModel, ViTModel
+from transformers import AutoModel, ViTMAEForPreTraining, ViTMAEModel, ViTModel
 
+from soap_hf.compat import AutoImageProcessor
 from tests.conftest import EXAMPLES, noise_image
 
 SCRIPT = EXAMPLES / "pretrain_tiny_mae.py"

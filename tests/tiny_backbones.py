@@ -104,7 +104,7 @@ EFFICIENT = {"image_size": 128, "width_coefficient": 0.025, "depth_coefficient":
              "strides": (2, 2, 2, 2), "num_block_repeats": (1, 1, 1, 1), "expand_ratios": (1, 2, 2, 2)}  # fmt: skip
 
 # fmt: off
-TINY_BACKBONES: dict[str, TinyBackbone] = {
+_TINY: dict[str, TinyBackbone] = {
     # tokens, native or interpolated positions
     "vit": TinyBackbone("ViTConfig", VIT, prefix=1, **SMALL),
     "deit": TinyBackbone("DeiTConfig", VIT, prefix=2, **SMALL),
@@ -225,7 +225,7 @@ ALONE = {"tower": "vision_model", "known": True}
 HIDDEN = {"tower": "vision_model", "prefix": 1}
 
 # fmt: off
-COMPOSITES: dict[str, TinyComposite] = {
+_COMPOSITES: dict[str, TinyComposite] = {
     "clip": TinyComposite("CLIPConfig", CLIP, tower_type="clip_vision_model", prefix=1, **EXACT),
     "siglip": TinyComposite("SiglipConfig", {"text_config": TEXT | {"projection_size": 32}, "vision_config": VIT},
         tower_type="siglip_vision_model", **EXACT),
@@ -263,3 +263,8 @@ COMPOSITES: dict[str, TinyComposite] = {
         tower="vision_model", tower_type="align_vision_model", size=(128, 128), order="channels_first"),
 }
 # fmt: on
+
+TINY_BACKBONES = {name: tiny for name, tiny in _TINY.items() if hasattr(transformers, tiny.config_class)}
+COMPOSITES = {name: tiny for name, tiny in _COMPOSITES.items() if hasattr(transformers, tiny.config_class)}
+MISSING = sorted((_TINY.keys() | _COMPOSITES.keys()) - TINY_BACKBONES.keys() - COMPOSITES.keys())
+"""Types that this version of transformers does not have yet."""

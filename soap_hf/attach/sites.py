@@ -245,6 +245,7 @@ def is_read(host: Host, site: Site) -> bool:
     seen: list[Tensor] = []
 
     def disturb(module: nn.Module, arguments: Any, outputs: Any) -> Any:
+        note_tokens(outputs, site.place, seen)  # hidden_states may hand them on as they were
         return note_tokens(map_tokens(outputs, site.place, site.disturb), site.place, seen)
 
     before = host.run({site.module: lambda _, __, outputs: note_tokens(outputs, site.place, seen)})

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from ..compat import argument_error
 from ..runtime.errors import SOAPError, first_sentence
 from ..version import __version__
 from .evaluate import Knn, Matching, Position, Saliency, Segmentation
@@ -72,7 +73,7 @@ def main() -> None:
 
 def _fail(error: Exception) -> None:
     message, status = str(error), 1
-    if isinstance(error, typer.TyperException):  # about the arguments
+    if isinstance(error, argument_error()):  # about the arguments
         message, status = error.format_message(), error.exit_code
     elif not isinstance(error, SOAPError):
         message = f"{type(error).__name__}: {first_sentence(error)} (run again with --debug for the traceback)"

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset, IterableDataset
-from datasets.distributed import split_dataset_by_node
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -18,6 +17,7 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..compat import split_stream
 from ..runtime.errors import DataError
 from .data_sets import undecoded
 from .image_files import BadImage, image_name, read_image, stop_if_too_many_bad
@@ -162,7 +162,7 @@ class ImageSample:
         loading: dict[str, Any]
         if self.streamed:
             strategy = "auto" if self.in_parts else "examples"
-            rows = split_dataset_by_node(self._images, rank, num_processes, strategy=strategy)
+            rows = split_stream(self._images, rank, num_processes, strategy)
             images: TorchDataset = _Stream(rows, read, start, stop, rank, num_processes)
             loading = {"batch_size": batch_size, "num_workers": min(num_workers, 1)}
         else:

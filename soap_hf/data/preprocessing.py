@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoImageProcessor, ViTImageProcessorPil
+from transformers import ViTImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+from ..compat import AutoImageProcessor
 from ..runtime.errors import DataError, first_sentence
 from ..runtime.head_files import PROCESSOR_FILE
 

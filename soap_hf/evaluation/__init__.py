@@ -2,6 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
+from ..compat import need
+
+need("datasets", "An evaluation", "fit")
+
 from .comparison import Comparison
 from .examples import Examples, open_pairs
 from .homographies import evaluate_homographies

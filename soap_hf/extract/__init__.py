@@ -1,1 +1,5 @@
 """Clean features of whole data sets, in files. The door is `extraction`."""
+
+from ..compat import need
+
+need("datasets", "Writing features", "fit")

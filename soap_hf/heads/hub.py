@@ -10,9 +10,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import httpx2
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 from transformers import AutoConfig
 from transformers.dynamic_module_utils import get_relative_import_files
@@ -127,7 +126,7 @@ def push_head(folder: str | os.PathLike, push: Push) -> str:
             return _send(Path(staging), config, push)
         except SOAPError:
             raise
-        except (HfHubHTTPError, httpx2.HTTPError, OSError, ValueError, KeyError) as error:
+        except (HfHubHTTPError, HTTPError, OSError, ValueError, KeyError) as error:
             raise HubError(
                 f"The push to {push.repo_id} failed: {reason(error)}. The head in {folder} is whole; "
                 f"`{push.command(folder)}` repeats the push."
@@ -143,7 +142,7 @@ def check_push(push: Push, backbone: str) -> None:
         repo_id = push.repo_id if "/" in push.repo_id else f"{user}/{push.repo_id}"
         if retried(lambda: api.repo_exists(repo_id)):
             _refuse_something_else(api, repo_id, push)
-    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+    except (HfHubHTTPError, HTTPError, OSError) as error:
         raise HubError(f"A head could not be pushed to {push.repo_id}: {reason(error)}.") from error
 
 

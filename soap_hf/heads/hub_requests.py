@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-import httpx2
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from transformers.utils import logging
 
+from ..compat import TransportError
 from ..runtime.errors import first_sentence
 
 logger = logging.get_logger(__name__)
@@ -30,7 +30,7 @@ def retried(call: Callable[[], T], lost_replies: bool = True) -> T:
             return call()
         except OfflineModeIsEnabled:
             raise
-        except (HfHubHTTPError, httpx2.TransportError, ConnectionError) as error:
+        except (HfHubHTTPError, TransportError, ConnectionError) as error:
             if not (_status(error) in TRANSIENT or (_status(error) is None and lost_replies)):
                 raise
             logger.warning(f"The Hub did not answer as it should ({first_sentence(error)}); trying again in {wait} s.")

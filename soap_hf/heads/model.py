@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from ..compat import AutoImageProcessor
 from ..layout.backbone import OpenedBackbone
 from ..layout.detection import PatchLayout
 from ..runtime import modeling_soap

@@ -88,7 +88,7 @@ class Probe:
 
     def moves(self, layer: int) -> Tensor:
         """How far each token moves for each spot, `(len(spots), N)`; for `(B, N, D)` and packed tokens."""
-        tokens = self.tokens(layer).double()
+        tokens = self.tokens(layer).cpu().double()  # MPS has no float64
         tokens = tokens.reshape(self.num_images, -1, tokens.shape[-1])
         return (tokens[2:] - tokens[0]).norm(dim=-1)
 

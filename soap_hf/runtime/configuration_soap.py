@@ -4,11 +4,12 @@ import math
 from dataclasses import field
 from typing import Any, ClassVar
 
+from .errors import HeadError, first_sentence  # first, since it refuses what is too old for the rest
+
+# isort: split
 from transformers import AutoConfig, configuration_utils
 from transformers.backbone_utils import BackboneConfigMixin
 from transformers.configuration_utils import PretrainedConfig
-
-from .errors import HeadError, first_sentence
 
 SubConfigSpec: Any = getattr(configuration_utils, "SubConfigSpec", None)
 

@@ -1,5 +1,8 @@
 """The errors of this package: bad input, said in one sentence that names the thing and the way out."""
 
+import re
+from importlib.metadata import PackageNotFoundError, version
+
 
 class SOAPError(ValueError):
     """Base class of everything this package raises on purpose."""
@@ -37,6 +40,10 @@ class MissingExtraError(SOAPError, ImportError):
     """A package that an extra of this one brings is not installed."""
 
 
+class VersionError(SOAPError, ImportError):
+    """A package is older than what this one can run with, or is not there."""
+
+
 class CheckpointError(SOAPError):
     """A checkpoint belongs to another fit, or cannot be read."""
 
@@ -53,3 +60,24 @@ def first_sentence(error: BaseException) -> str:
     """The first line of an error, without its final stop, to be quoted inside one of ours."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].strip().rstrip(".")
+
+
+def refuse_older(package: str, needed: str, what: str = "SOAP") -> None:
+    """Refuses to run with a package older than `needed` (major and minor), before an error from its depth.
+
+    Raises:
+        VersionError: names the version found and the one needed.
+    """
+    try:
+        found = version(package)
+        is_old = [*map(int, re.findall(r"\d+", found)[:2])] < [*map(int, needed.split("."))]
+    except PackageNotFoundError:
+        found, is_old = "not installed", True
+    if is_old:
+        raise VersionError(
+            f"{what} needs {package} {needed} or newer, but here it is {found}; run "
+            f'pip install --upgrade "{package}>={needed}".'
+        )
+
+
+refuse_older("transformers", "5.10")

@@ -106,7 +106,10 @@ class SOAPModelWrapper(PreTrainedModel):
             kwargs.pop(name, None)
         with_loading_info = kwargs.pop("output_loading_info", False)
         source = HeadSource.open(pretrained_model_name_or_path, **hub_kwargs)
-        config = source.config(cls.config_class) if config is None else copy.deepcopy(config)
+        own = source.config(cls.config_class)
+        if config is not None and config.dtype not in (None, own.dtype):
+            kwargs.setdefault("dtype", config.dtype)  # where AutoModel leaves it, before transformers 5.12
+        config = own if config is None else copy.deepcopy(config)
         projections = source.projections(config)
         if isinstance(backbone, PreTrainedModel):
             live = bare_backbone(backbone)

@@ -38,7 +38,7 @@ BAD_OPTIONS = {
     "--layer -2": "Invalid value for '--layer'",
     "--layer 9": "layer=9 does not exist: the backbone has hidden states 0 to 2",
     "--num-images 1": "Invalid value for '--num-images'",
-    "--nonsense": "No such option: --nonsense",
+    "--nonsense": "No such option",
     "--image-column picture": "no column 'picture'; choose one of image, label",
     "--image-column label": "Column 'label' holds Value('int64'), not images",
     "--dtype float3": "float3",

@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 from transformers import (
-    AutoImageProcessor,
     BeitImageProcessorPil,
     BitImageProcessorPil,
     CLIPImageProcessorPil,
@@ -17,6 +16,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
+from soap_hf.compat import AutoImageProcessor
 from soap_hf.data.preprocessing import ImagePreprocessor, load_image_processor, to_rgb
 from soap_hf.runtime.errors import DataError
 from soap_hf.statistics.synthetic import IMAGENET_MEAN, IMAGENET_STD

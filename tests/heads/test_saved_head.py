@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModel,
     Trainer,
     TrainingArguments,
@@ -23,6 +22,7 @@ from transformers import (
 )
 
 from soap_hf import SOAPConfig, SOAPModelWrapper, SOAPProjection, SOAPStatistics, fit_soap
+from soap_hf.compat import AutoImageProcessor
 from soap_hf.runtime.errors import BackboneError, DataError, HeadError, HubError, OutputError
 from tests.conftest import noise_image, random_projection
 

@@ -6,7 +6,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from fnmatch import fnmatch
 
 REGULAR_LIMIT = 10 * 1024**2
@@ -67,7 +67,7 @@ class Commit:
     tree: dict[str, Blob]
     message: str = ""
     serial: int = 0
-    date: datetime = field(default_factory=lambda: datetime.now(UTC))
+    date: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
 
     @property
     def oid(self) -> str:
@@ -86,7 +86,7 @@ class PullRequest:
     description: str = ""
     status: str = "open"
     merged: str | None = None
-    date: datetime = field(default_factory=lambda: datetime.now(UTC))
+    date: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
 
 
 class Repo:

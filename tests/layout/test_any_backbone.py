@@ -1,12 +1,15 @@
 """Every vision type of transformers takes a head: patches found, nothing else touched, loaded as it was saved."""
 
 import contextlib
+import re
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -16,7 +19,10 @@ from soap_hf.runtime.patch_layout import layer_tokens
 from soap_hf.runtime.vision_backbone import bare_backbone, load_backbone
 from tests import matrix
 from tests.conftest import random_projection
-from tests.tiny_backbones import COMPOSITES, TINY_BACKBONES
+from tests.tiny_backbones import COMPOSITES, MISSING, TINY_BACKBONES
+
+PAGE = matrix.TABLE.read_text(encoding="utf-8")
+OLDER_THAN_THE_TABLE = Version(transformers.__version__) < Version(re.search(r"of transformers ([\d.]+)[;,]", PAGE)[1])
 
 REPLAY = """
 import sys, torch, soap_hf
@@ -107,14 +113,37 @@ def test_heads_come_back_bit_for_bit_in_another_process(tmp_path):
 
 @pytest.mark.parametrize("name", TINY_BACKBONES)
 def test_the_supported_table_is_current(name):
-    assert matrix.measure(name).line() in matrix.TABLE.read_text(encoding="utf-8").splitlines()
+    row = matrix.measure(name)
+    # a transformers older than the table's may take fewer sizes
+    known = f"| {name} | {row.tokens} | " if OLDER_THAN_THE_TABLE else row.line()
+    assert any(line.startswith(known) for line in PAGE.splitlines())
 
 
 def test_the_supported_table_lists_what_is_measured_and_nothing_else():
-    lines = matrix.TABLE.read_text(encoding="utf-8").splitlines()
-    assert [line.split()[1] for line in lines if line.startswith("| ")][1:] == list(TINY_BACKBONES)
-    footer = matrix.FOOTER.format(composites=", ".join(COMPOSITES), packed=", ".join(matrix.packed_types()))
-    assert "\n".join(lines).endswith(footer.rstrip())
+    in_table = [line.split()[1] for line in PAGE.splitlines() if line.startswith("| ")][1:]
+    assert [name for name in in_table if name not in MISSING] == list(TINY_BACKBONES)
+    assert OLDER_THAN_THE_TABLE or not MISSING
+    composites, packed = (
+        re.search(r"or not at all:\n(.*)\.\n", PAGE)[1],
+        re.search(r"refused by name: (.*)\.\n", PAGE)[1],
+    )
+    assert [name for name in composites.split(", ") if name not in MISSING] == list(COMPOSITES)
+    assert PAGE.endswith(matrix.FOOTER.format(composites=composites, packed=packed))
+
+
+def test_types_that_came_and_went_since_the_table_was_made_are_reported():
+    packed = set(re.search(r"refused by name: (.*)\.\n", PAGE)[1].split(", "))
+    for what, names in (
+        ("new", set(matrix.packed_types()) - packed),
+        ("missing", packed - set(matrix.packed_types())),
+    ):
+        if names:
+            page = "run python -m tests.matrix to write the page anew"
+            warnings.warn(
+                f"transformers {transformers.__version__}, {what}: {', '.join(sorted(names))}; {page}", stacklevel=1
+            )
+    if MISSING:
+        pytest.skip(f"transformers {transformers.__version__} has no {', '.join(MISSING)}: no test here runs them")
 
 
 @pytest.mark.slow
@@ -244,7 +273,7 @@ def test_random_masking_and_packed_inputs_are_refused(vit):
     ("config_class", "options", "message"),
     [
         ("BertConfig", {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}, "not a vision backbone"),
-        ("Qwen2_5_VLVisionConfig", {"depth": 1, "hidden_size": 32, "num_heads": 2}, "grid_thw|not a vision backbone"),
+        ("Glm4vVisionConfig", {"depth": 1, "hidden_size": 32, "num_heads": 2}, "grid_thw|not a vision backbone"),
     ],
 )
 def test_what_takes_no_images_is_refused(config_class, options, message):

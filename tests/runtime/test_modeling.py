@@ -141,7 +141,9 @@ def test_gradients_reach_the_backbone_and_checkpointing_changes_none(vit, projec
     gradients = []
     for checkpointing in (False, True):
         if checkpointing:
-            wrapper.gradient_checkpointing_enable()
+            # its name since transformers 5.24
+            enable = getattr(wrapper, "activation_checkpointing_enable", None) or wrapper.gradient_checkpointing_enable
+            enable()
         wrapper.zero_grad()
         wrapper(pixels).last_hidden_state.square().sum().backward()
         gradients.append(vit.embeddings.patch_embeddings.projection.weight.grad.clone())
