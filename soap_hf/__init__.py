@@ -27,11 +27,17 @@ if TYPE_CHECKING:
     from .attach.attachment import attach_soap
     from .attach.export import export_onnx
     from .attach.folding import fold, fold_into_linear, unfold
+    from .evaluation.comparison import Comparison
+    from .evaluation.examples import Examples
+    from .evaluation.matching import evaluate_matching
+    from .evaluation.strength import choose_mu
     from .extract.extraction import extract_features
     from .fitting.fit import fit_soap
 
 
 __all__ = [
+    "Comparison",
+    "Examples",
     "PatchLayout",
     "SOAPBackbone",
     "SOAPConfig",
@@ -40,6 +46,8 @@ __all__ = [
     "SOAPProjection",
     "SOAPStatistics",
     "attach_soap",
+    "choose_mu",
+    "evaluate_matching",
     "export_onnx",
     "extract_features",
     "fit_soap",
@@ -52,7 +60,11 @@ __all__ = [
 ]
 
 _LAZY = {  # they need more than loading and using a head does
+    "Comparison": "evaluation.comparison",
+    "Examples": "evaluation.examples",
     "attach_soap": "attach.attachment",
+    "choose_mu": "evaluation.strength",
+    "evaluate_matching": "evaluation.matching",
     "export_onnx": "attach.export",
     "extract_features": "extract.extraction",
     "fit_soap": "fitting.fit",

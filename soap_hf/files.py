@@ -14,11 +14,7 @@ from .runtime.errors import OutputError
 
 
 def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file under a temporary name, then renames it.
-
-    Raises:
-        OutputError: the file cannot be written.
-    """
+    """Writes a safetensors file under a temporary name, then renames it; an `OutputError` if it cannot."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
         try:
@@ -31,38 +27,27 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metada
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it onto `path` if the block succeeds, removes it if not."""
     target = Path(path)
-    try:
+    with _writing(target):
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         os.close(handle)
-    except OSError as error:
-        raise OutputError(f"Cannot write {target}: {error.strerror or error}; choose another folder.") from error
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o666 & ~_umask())
-        temporary.replace(target)
-    except OSError as error:
-        raise OutputError(f"Cannot write {target}: {error.strerror or error}; choose another folder.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def staging_folder(target: str | os.PathLike, owned: tuple[str, ...] = ()) -> Iterator[Path]:
     """Yields an empty folder beside `target`, whose content moves into `target` if the block succeeds.
 
-    A new folder appears at once. In one that exists files are replaced one by one, and all put back if one fails.
-
-    Args:
-        target (`str` or `os.PathLike`): the folder to write.
-        owned (`tuple[str, ...]`): patterns of files that belong together with those written: any that `target` holds
-            and the block did not write is removed. Every other file of `target` stays as it is.
-
-    Raises:
-        OutputError: the folder cannot be written.
+    A new folder appears at once. In one that exists files are replaced one by one, and all put back if one fails. Of
+    its other files, those that match a pattern of `owned` are removed, since they belong with those written.
     """
     target = Path(target)
-    try:
+    with _writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as name:
             new, old = Path(name, "new"), Path(name, "old")
@@ -75,16 +60,19 @@ def staging_folder(target: str | os.PathLike, owned: tuple[str, ...] = ()) -> It
                 _replace_files(new, target, old, owned)
             else:
                 new.rename(target)
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Makes an `OutputError` of what goes wrong with a file or folder."""
+    try:
+        yield
     except OSError as error:
         raise OutputError(f"Cannot write {target}: {error.strerror or error}; choose another folder.") from error
 
 
 def check_output_folder(target: str | os.PathLike, overwrite: bool) -> None:
-    """Refuses, before any work, a folder that holds something or cannot be written.
-
-    Raises:
-        OutputError: says which.
-    """
+    """Refuses, before any work, a folder that holds something or cannot be written."""
     target = Path(target)
     if target.exists() and not target.is_dir():
         raise OutputError(f"{target} is a file; choose a folder.")

@@ -121,9 +121,9 @@ WINGS = (
     ("compat", "files", "version"),
     ("statistics", "layout", "data"),
     ("heads",),
+    ("evaluation",),
     ("fitting",),
-    ("attach", "evaluation", "extract"),
-    ("figures", "pipelines"),
+    ("attach", "extract", "figures", "pipelines"),
     ("cli",),
 )
 """The floors of the house: a wing imports those below it."""

@@ -1,4 +1,4 @@
-"""The command line: `soap-hf fit | score | info | extract | evaluate | figures | push`."""
+"""The command line: `soap-hf fit | score | tune | info | extract | evaluate | figures | push`."""
 
 import sys
 from typing import Annotated, Any
@@ -9,11 +9,12 @@ from rich.console import Console
 from ..compat import argument_error
 from ..runtime.errors import SOAPError, first_sentence
 from ..version import __version__
-from .evaluate import Knn, Position, Saliency, Segmentation
+from .evaluate import Knn, Matching, Position, Saliency, Segmentation
 from .extract import Extract
 from .figures import draw_figures
 from .fit import Fit, Score
 from .heads import info, push
+from .tune import Tune
 
 
 def _run(command: Any, **_: Any) -> None:
@@ -33,12 +34,13 @@ evaluate = typer.Typer(help="Measure what a head does: raw, clean and baselines 
 
 app.command("fit")(Fit)
 app.command("score")(Score)
+app.command("tune")(Tune)
 app.command("extract")(Extract)
 app.command("figures")(draw_figures)
 app.command("info")(info)
 app.command("push")(push)
 app.add_typer(evaluate, name="evaluate")
-for evaluation in (Saliency, Knn, Segmentation, Position):
+for evaluation in (Matching, Position, Knn, Segmentation, Saliency):
     evaluate.command(evaluation.__name__.lower())(evaluation)
 
 

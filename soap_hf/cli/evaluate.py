@@ -1,4 +1,4 @@
-"""The command line of the evaluations: `soap-hf evaluate saliency | knn | segmentation | position`."""
+"""The command line of the evaluations: `soap-hf evaluate matching | position | knn | segmentation | saliency`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +11,15 @@ from ..data.data_sets import open_dataset, public_name
 from ..evaluation.arguments import EvaluationArguments
 from ..evaluation.comparison import Comparison
 from ..evaluation.examples import Examples, open_pairs
+from ..evaluation.homographies import evaluate_homographies
+from ..evaluation.keypoints import evaluate_keypoints
 from ..evaluation.knn import NEIGHBOURS, evaluate_knn
+from ..evaluation.matching import evaluate_matching
 from ..evaluation.position import evaluate_position
 from ..evaluation.results import Results, results_table, write_results
 from ..evaluation.segmentation import NEIGHBOURS as SEGMENTATION_NEIGHBOURS
 from ..evaluation.segmentation import evaluate_segmentation
+from ..evaluation.views import ViewRule
 from ..files import check_output_folder
 from ..fitting.processes import find_device
 from ..heads.card import refresh_card
@@ -56,6 +60,8 @@ class Evaluation(options_of(EvaluationArguments)):  # type: ignore[misc]
             check_output_folder(self.output, self.overwrite)
         found = self.measure()
         Console().print(results_table(found.summary, found.name))
+        for name, group in found.summary.get("groups", {}).items():
+            Console().print(results_table(group, f"{found.name}: {name} ({group['counts']['images']})"))
         if self.output is None:
             return
         summary = {"evaluation": found.name, "dataset": public_name(self.dataset), **found.summary}
@@ -173,6 +179,43 @@ class Segmentation(Evaluation):
         test = self.examples(tested[0], test_split, self.num_test, tested[1])
         chosen: dict[str, Any] = {"neighbours": self.k or SEGMENTATION_NEIGHBOURS, "ignore_label": self.ignore_label}
         return evaluate_segmentation(self.comparison(), train, test, **chosen, **self.running)
+
+
+RuleOptions: Any = options_of(ViewRule)
+
+
+@dataclass(kw_only=True)
+class Matching(Evaluation, RuleOptions):
+    """Match the patches of two views of each photograph: does a patch find the same thing, or the same place?"""
+
+    dataset: Annotated[str, typer.Argument(metavar="[IMAGES]", help="Folder of images, or a data set.")] = ""
+    split: Split = None
+    num_images: Annotated[
+        Optional[int], typer.Option(min=2, help="Size of a random sample; of --spair, of its pairs. Default: 500.")
+    ] = 500
+    hpatches: Annotated[
+        Optional[Path], typer.Option(metavar="FOLDER", help="Match images whose homography is known, as in HPatches.")
+    ] = None
+    spair: Annotated[
+        Optional[Path],
+        typer.Option(metavar="FOLDER", help="Match key points of one class of things, as in SPair-71k."),
+    ] = None
+
+    def measure(self) -> Results:
+        """Of views of photographs, or of pairs with known truth."""
+        sources = [source for source in (self.dataset, self.hpatches, self.spair) if source]
+        if len(sources) != 1:
+            raise DataError("Matching needs one source: IMAGES, or --hpatches FOLDER, or --spair FOLDER.")
+        shown = {name: value for name, value in self.running.items() if name != "batch_size"}
+        self.dataset = str(sources[0])
+        if self.hpatches is not None:
+            return evaluate_homographies(self.comparison(), self.hpatches, **shown)
+        if self.spair is not None:
+            options: dict[str, Any] = {"split": self.split or "test", "num_pairs": self.num_images, "seed": self.seed}
+            return evaluate_keypoints(self.comparison(), self.spair, **options, **shown)
+        rule = ViewRule(**values_of(self, ViewRule))
+        examples = self.examples(self.dataset, self.split, self.num_images)
+        return evaluate_matching(self.comparison(), examples, rule=rule, seed=self.seed, **self.running)
 
 
 @dataclass(kw_only=True)

@@ -29,6 +29,8 @@ FILES = (
     "responses.png",
     "patch_tokens.png",
     "saliency.png",
+    "matching.png",
+    "similarity.png",
 )
 """All that the command may write."""
 
@@ -64,11 +66,13 @@ def draw_figures(
     """Draw a head's scores and response maps, and what it does to images of yours."""
     from ..figures import (  # matplotlib comes with an extra
         look_at,
+        matching_views,
         response_maps,
         response_overlay,
         saliency_masks,
         score_by_layer,
         score_curve,
+        similarity_maps,
         token_colours,
     )
 
@@ -89,6 +93,9 @@ def draw_figures(
         pictures = look_at(model, opened, layer=layer, image_size=image_size)
         drawings["responses.png"] = partial(response_overlay, pictures, record)
         drawings["patch_tokens.png"] = partial(token_colours, pictures)
+        drawings["matching.png"] = partial(matching_views, model, opened, layer=layer)
+        if len(opened) > 1:
+            drawings["similarity.png"] = partial(similarity_maps, model, opened, layer=layer)
         drawings["saliency.png"] = partial(saliency_masks, model, opened, layer=layer, image_size=image_size)
     for path in _write(drawings, output):
         if not quiet:
@@ -133,7 +140,7 @@ def _write(drawings: Mapping[str, Callable[[], "Figure"]], output: Path) -> Iter
     for name, draw in drawings.items():
         try:
             drawn[name] = to_png(draw())
-        except (HeadError, MissingExtraError) as error:
+        except (DataError, HeadError, MissingExtraError) as error:
             reasons[name] = str(error)
     if not drawn:
         raise HeadError(next(iter(reasons.values())))

@@ -61,7 +61,7 @@ class Fit(FitOptions):
         model = _fit(self, is_main, checkpoint=checkpoint)
         if not is_main:
             return
-        figures = _figures(model) if self.figures else None
+        figures = figures_of(model) if self.figures else None
         model.save_pretrained(self.output, include_backbone=self.include_backbone, figures=figures)
         remove_checkpoint(checkpoint)
         if self.progress:
@@ -105,7 +105,7 @@ def _fit(command: Any, is_main: bool, **others: Any) -> Any:
     return fit_soap(command.backbone, command.dataset, **{**values_of(command, FitArguments), **others})
 
 
-def _figures(model: Any) -> dict[str, bytes]:
+def figures_of(model: Any) -> dict[str, bytes]:
     """The figures to save beside a head; none, and that is said, if they cannot be drawn: they must not cost a fit."""
     try:
         from ..figures import head_figures  # matplotlib comes with an extra

@@ -1,6 +1,7 @@
 """Arguments that are said once: in a dataclass, from which Python keywords, command lines and recipes are made."""
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
@@ -17,22 +18,16 @@ MAX_IMAGE_SIDE = 8192
 
 
 def argument(default: Any, help: str, **metadata: Any) -> Any:
-    """A field of an arguments class.
+    """A field of an arguments class, with its help for a command line; `MISSING` is no default.
 
-    Args:
-        default: its default; `MISSING` for none.
-        help (`str`): what it does, for a command line.
-        metadata: how a command line treats it: `metavar`, `parser` (from text), `flag` (its declaration, if it is not
-            the field's name), `repeated` (may be given several times), `hidden`, `envvar`, `least` and `most`.
+    `metadata` says how a command line treats it: `metavar`, `parser` (from text), `kind`, `flag` (its declaration, if
+    it is not the field's name), `repeated` (may be given several times), `hidden`, `envvar`, `least` and `most`.
     """
     return field(default=default, metadata={"help": help, **metadata})
 
 
 def parse_image_size(text: str) -> tuple[int, int]:
     """`224` or `224x448` as `(height, width)`.
-
-    Raises:
-        DataError: it is neither.
 
     Example:
         >>> parse_image_size("224"), parse_image_size("224x448")
@@ -45,28 +40,17 @@ def parse_image_size(text: str) -> tuple[int, int]:
 
 
 def parse_mu(text: str) -> float | str:
-    """A number of components, or `auto`.
-
-    Raises:
-        DataError: it is neither.
-    """
+    """A number of components, or `auto`."""
     if text == "auto":
         return text
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise DataError(f'{text!r} is neither a number nor "auto".')
-    return number
+    with suppress(ValueError):
+        if math.isfinite(number := float(text)):
+            return number
+    raise DataError(f'{text!r} is neither a number nor "auto".')
 
 
 def parse_batch_size(text: str) -> int | str:
-    """A number of images, or `auto`.
-
-    Raises:
-        DataError: it is neither.
-    """
+    """A number of images, or `auto`."""
     if text == "auto" or (text.isdecimal() and int(text) > 0):
         return text if text == "auto" else int(text)
     raise DataError(f'{text!r} is neither a number of images nor "auto".')
@@ -74,7 +58,7 @@ def parse_batch_size(text: str) -> int | str:
 
 @dataclass(kw_only=True)
 class ImageArguments:
-    """What everything takes that reads images and runs a backbone on them.
+    """What everything takes that reads images and runs a backbone on them; an error names an impossible argument.
 
     Args:
         image_column (`str`, defaults to `"image"`): the column that holds the images.
@@ -85,9 +69,6 @@ class ImageArguments:
         device (`str` or `torch.device`, *optional*): default: the accelerator if there is one.
         revision, token, trust_remote_code: for what is loaded from the Hub.
         progress (`bool`, defaults to `True`): show bars.
-
-    Raises:
-        DataError, LayoutError: names the argument that is impossible.
     """
 
     image_column: str = argument("image", "Column that holds the images.")
@@ -113,19 +94,13 @@ class ImageArguments:
         if self.batch_size != "auto" and (not isinstance(self.batch_size, int) or self.batch_size < 1):
             raise DataError(f'batch_size must be at least 1, or "auto", not {self.batch_size}.')
         if max(as_size(self.image_size) or (0,)) > MAX_IMAGE_SIDE:
-            raise DataError(
-                f"image_size={self.image_size} is beyond {MAX_IMAGE_SIDE} pixels a side; choose a smaller one."
-            )
+            size = self.image_size
+            raise DataError(f"image_size={size} is beyond {MAX_IMAGE_SIDE} pixels a side; choose a smaller one.")
 
     @classmethod
     def of(cls: type[Arguments], caller: str, given: dict[str, Any]) -> Arguments:
-        """The arguments from the keywords of a function.
-
-        Raises:
-            TypeError: the function has no such argument.
-        """
-        known = {single.name for single in fields(cls)}
-        if unknown := sorted(set(given) - known):
+        """The arguments from the keywords of a function, which a `TypeError` names if it has no such argument."""
+        if unknown := sorted(set(given) - {single.name for single in fields(cls)}):
             raise TypeError(f"{caller}() got an unexpected keyword argument {unknown[0]!r}")
         return cls(**given)
 
@@ -137,10 +112,6 @@ class ImageArguments:
 
 
 def refuse_bad_seed(seed: int) -> None:
-    """Refuses a seed that a generator does not take.
-
-    Raises:
-        DataError: it is negative or too large.
-    """
+    """Refuses a seed that a generator does not take."""
     if not 0 <= seed < 2**63:
         raise DataError(f"seed must lie between 0 and 2**63 - 1, not {seed}.")

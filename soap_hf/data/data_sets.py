@@ -33,12 +33,7 @@ def open_dataset(
 ) -> Dataset | IterableDataset:
     """Opens a data set by hub id, folder (of images, of parquet files, or saved by `datasets`) or parquet file.
 
-    Args:
-        dataset: hub id, path, or a `datasets` object, which is returned as it is.
-        split (`str`, *optional*): default: the only one, else `"train"`.
-        config_name (`str`, *optional*): configuration of a hub data set.
-        streaming (`bool`, defaults to `False`): do not download the whole set first.
-        token (`str` or `bool`, *optional*): for the Hub.
+    A `datasets` object is returned as it is. The split is by default the only one, else `"train"`.
 
     Raises:
         DataError: it cannot be found or opened, or the split is not there; the message lists the splits.
@@ -51,12 +46,13 @@ def open_dataset(
         return _take_split(dataset, split)
     if not isinstance(dataset, (str, Path)):
         raise DataError(f"A data set must be a hub id, a path or a datasets.Dataset, not {type(dataset).__name__}.")
+    path = Path(dataset)
     try:
-        if Path(dataset).is_dir() and not _is_saved(Path(dataset)) and (folder := _image_folder(Path(dataset))):
-            return open_dataset(folder, split=split)
-        arguments = _builder_arguments(Path(dataset)) if Path(dataset).exists() else {"path": str(dataset)}
-        if arguments is None:
+        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             return open_dataset(load_from_disk(str(dataset)), split=split)
+        if path.is_dir() and (folder := _image_folder(path)):
+            return _take_split(folder, split)
+        arguments = _parquet_arguments(path) if path.exists() else {"path": str(dataset)}
         splits = get_dataset_split_names(**arguments, config_name=config_name, token=token)
         chosen = _choose_split(splits, split)
         return load_dataset(**arguments, name=config_name, split=chosen, streaming=streaming, token=token)
@@ -73,11 +69,6 @@ def open_dataset(
         ) from error
 
 
-def _is_saved(path: Path) -> bool:
-    """Whether `datasets` has written this folder with `save_to_disk`."""
-    return (path / "state.json").exists() or (path / "dataset_dict.json").exists()
-
-
 def public_name(dataset: Any, opened: Dataset | IterableDataset | None = None) -> str:
     """What to call a data set where others may read it: no local path beyond its last part."""
     if isinstance(dataset, (str, os.PathLike)):
@@ -85,14 +76,12 @@ def public_name(dataset: Any, opened: Dataset | IterableDataset | None = None) -
     return (opened.info.dataset_name if opened is not None else None) or "a data set in memory"
 
 
-def _builder_arguments(path: Path) -> dict[str, Any] | None:
-    """Arguments of `load_dataset` for a local path; `None` for a folder that `save_to_disk` wrote."""
-    if path.is_file():
-        if path.suffix == ".parquet":
-            return {"path": "parquet", "data_files": str(path)}
+def _parquet_arguments(path: Path) -> dict[str, Any]:
+    """Arguments of `load_dataset` for a parquet file or a folder of them."""
+    if path.is_file() and path.suffix != ".parquet":
         raise DataError(f"{path} is a file but not parquet; give a folder of images or a parquet file.")
-    if _is_saved(path):
-        return None
+    if path.is_file():
+        return {"path": "parquet", "data_files": str(path)}
     if any(path.rglob("*.parquet")):
         return {"path": "parquet", "data_files": str(path / "**" / "*.parquet")}
     raise DataError(f"Folder {path} holds neither images nor parquet files; give a folder that does.")
@@ -132,15 +121,13 @@ def _take_split(splits: DatasetDict | IterableDatasetDict, split: str | None) ->
 
 
 def _choose_split(splits: list[str], split: str | None) -> str:
-    if split is not None:
-        if split.partition("[")[0] not in splits:
-            raise DataError(f"The data set has no split {split!r}; choose one of {', '.join(splits)}.")
-        return split
-    if len(splits) == 1:
-        return splits[0]
-    if "train" in splits:
-        return "train"
-    raise DataError(f"The data set has several splits; choose one of {', '.join(splits)} with split=….")
+    if split is None:
+        split = splits[0] if len(splits) == 1 else "train" if "train" in splits else None
+    if split is None:
+        raise DataError(f"The data set has several splits; choose one of {', '.join(splits)} with split=….")
+    if split.partition("[")[0] not in splits:
+        raise DataError(f"The data set has no split {split!r}; choose one of {', '.join(splits)}.")
+    return split
 
 
 def undecoded(
@@ -153,18 +140,18 @@ def undecoded(
     """
     columns = {"image_column": image_column} | ({} if mask_column is None else {"mask_column": mask_column})
     features = dataset.features
-    example: dict[str, Any] = {} if features is not None else next(iter(dataset), {})
-    known = list(example if features is None else features)
+    known: dict[str, Any] = next(iter(dataset), {}) if features is None else features
     for option, column in columns.items():
         if column not in known:
             raise DataError(
                 f"The data set has no column {column!r}; choose one of {', '.join(known) or 'none'} with {option}=…."
             )
-        kind = example[column] if features is None else features[column]
-        if features is None and not isinstance(kind, (Image.Image, dict, bytes)):
-            raise _not_images(column, type(kind).__name__, option)
-        if features is not None and not _holds_images(kind):
-            raise _not_images(column, str(kind), option)
+        kind = known[column]
+        if not (isinstance(kind, (Image.Image, dict, bytes)) if features is None else _holds_images(kind)):
+            raise DataError(
+                f"Column {column!r} holds {type(kind).__name__ if features is None else kind}, not images; choose "
+                f"another with {option}=…, or cast it with dataset.cast_column(…, datasets.Image())."
+            )
     if features is None:
         return dataset
     dataset = dataset.select_columns(list(dict.fromkeys(columns.values())))
@@ -176,10 +163,3 @@ def undecoded(
 def _holds_images(kind: Any) -> bool:
     files = isinstance(kind, dict) and {"bytes", "path"} <= set(kind)
     return isinstance(kind, ImageFeature) or files or getattr(kind, "dtype", None) in ("binary", "large_binary")
-
-
-def _not_images(column: str, kind: str, option: str) -> DataError:
-    return DataError(
-        f"Column {column!r} holds {kind}, not images; choose another with {option}=…, or cast it with "
-        "dataset.cast_column(…, datasets.Image())."
-    )

@@ -24,9 +24,7 @@ def files_by_split(path: Path) -> dict[str, tuple[Path, list[Path]]]:
     tops = {file.relative_to(path).parts[0] for file in files}
     if not tops <= SPLIT_FOLDERS:
         return {"train": (path, files)}
-    return {
-        top: (path / top, [file for file in files if file.relative_to(path).parts[0] == top]) for top in sorted(tops)
-    }
+    return {top: (path / top, [file for file in files if file.is_relative_to(path / top)]) for top in sorted(tops)}
 
 
 @dataclass(frozen=True)
@@ -59,11 +57,7 @@ def image_name(value: Any, name: str) -> str:
 
 
 def stop_if_too_many_bad(bad: Sequence[BadImage], max_fraction: float, seen: int, expected: int) -> None:
-    """Refuses to go on if more than a share of the expected images cannot be read; one may always be bad.
-
-    Raises:
-        DataError: names them.
-    """
+    """Refuses to go on if more than a share of the expected images cannot be read; one may always be bad."""
     if len(bad) > max(1, int(max_fraction * expected)):
         raise DataError(
             f"Too many unreadable images ({len(bad)} among the first {seen}): {', '.join(map(str, bad))}; mend them "
@@ -72,10 +66,8 @@ def stop_if_too_many_bad(bad: Sequence[BadImage], max_fraction: float, seen: int
 
 
 def _decode(value: Any) -> Image.Image:
-    if isinstance(value, Image.Image):
-        return value
-    if isinstance(value, bytes):
-        value = {"bytes": value, "path": None}
     if value is None:
         raise ValueError("no image")
-    return ImageFeature().decode_example(value)
+    if isinstance(value, bytes):
+        value = {"bytes": value, "path": None}
+    return value if isinstance(value, Image.Image) else ImageFeature().decode_example(value)

@@ -30,28 +30,25 @@ SHUFFLE_BUFFER = 1000
 
 
 class Example(NamedTuple):
-    """One image: its name, its pixels (RGB), and its mask (as the file has it), if there are masks."""
+    """One image: its name, its pixels (RGB), its mask (as the file has it), if there are masks, and its number.
+
+    The number is its row in the data set, or its position in a stream.
+    """
 
     name: str
     image: Image.Image
     mask: Image.Image | None = None
+    row: int = 0
 
 
 class Batch(NamedTuple):
-    """Some images of a sample.
+    """Some images of a sample: what was made of the readable ones, their names and positions, and the bad ones."""
 
-    Attributes:
-        values: what was made of the readable ones: a tensor of all of them if it is a tensor each, else a list.
-        names (`list[str]`), positions (`list[int]`): of the readable ones; positions are in the order of the sample.
-        bad (`list[BadImage]`): those that could not be read.
-        refusal (`DataError`, *optional*): why the images are not to be used at all.
-    """
-
-    values: Any
+    values: Any  # a tensor of all of them if it is a tensor each, else a list
     names: list[str]
     positions: list[int]
     bad: list[BadImage]
-    refusal: DataError | None = None
+    refusal: DataError | None = None  # why the images are not to be used at all
 
     @property
     def num_images(self) -> int:
@@ -64,22 +61,20 @@ class ImageSample:
 
     Args:
         dataset (`Dataset` or `IterableDataset`): where the images are. A stream is shuffled through a buffer.
-        column (`str`): the image column.
+        column, mask_column (`str`): those that hold the images, and the masks if there are any.
         num_images (`int`, *optional*): how many to draw; all if there are fewer, or if `None`.
         seed (`int`, *optional*): names the sample; `None` keeps the order of the data set.
         in_order (`bool`, defaults to `False`): read a random sample in the order of the data set.
-        mask_column (`str`, *optional*): the column that holds the masks.
-        resize_masks (`bool`, defaults to `True`): a mask of another size than its image is resized (nearest), else
-            refused.
+        skip (`int`, defaults to 0): images at the start of a stream's random order that are left out.
+        resize_masks (`bool`, defaults to `True`): resize (nearest) a mask of another size than its image, or refuse.
 
     Attributes:
-        rows (sequence of `int`, *optional*): rows of the data set in the order of reading; `None` for a
-            stream.
+        rows (sequence of `int`, *optional*): rows of the data set in the order of reading; `None` for a stream.
         available (`int`, *optional*): how many images there are; `None` if nobody knows.
+        skipped (`IterableDataset`, *optional*): of a stream, what was left out, undecoded.
         bad_images (`list[BadImage]`): those that `read` could not read.
 
-    Raises:
-        DataError: no such column, not images, a stream without end, or fewer than 2 for a random sample.
+    A `DataError` refuses other columns than of images, a stream without end, and fewer than 2 for a random sample.
     """
 
     def __init__(
@@ -90,6 +85,7 @@ class ImageSample:
         seed: int | None,
         *,
         in_order: bool = False,
+        skip: int = 0,
         mask_column: str | None = None,
         resize_masks: bool = True,
     ):
@@ -97,16 +93,20 @@ class ImageSample:
         self.streamed = isinstance(dataset, IterableDataset)
         self.rows: Sequence[int] | None = None
         self.available: int | None
+        self.skipped: IterableDataset | None = None
         images = undecoded(dataset, column, mask_column)
         if isinstance(images, IterableDataset):
             if num_images is None and _repeats_for_ever(images):
                 raise DataError("The stream repeats itself for ever; say how many images to read with num_images.")
             stream = images if seed is None else images.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
+            self.skipped, stream = (stream.take(skip), stream.skip(skip)) if skip else (None, stream)
             self._images: Any = stream if num_images is None else stream.take(num_images)
             self.available = num_images
         else:
-            self.rows = _order(len(images), seed)[:num_images]
-            self.rows = sorted(self.rows) if in_order else self.rows
+            order: Any = range(len(images))
+            if seed is not None:
+                order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+            self.rows = sorted(order[:num_images]) if in_order else order[:num_images]
             self._images, self.available = images.select(self.rows), len(self.rows)
             if self.available < 2 and seed is not None:
                 raise DataError(f"At least 2 images are needed, but the data set has {self.available}.")
@@ -114,19 +114,18 @@ class ImageSample:
         self.bad_images: list[BadImage] = []
         # a stream that is read to its end may be split by its files; a sample of it must be the same for any number
         # of processes, so that each reads all files and keeps its share
-        self.in_parts = self.streamed and num_images is None
+        self.in_parts = self.streamed and num_images is None and not skip
 
     def example(self, row: dict[str, Any], position: int) -> Example | BadImage:
-        """What one row holds.
-
-        Raises:
-            DataError: its mask has another size, and masks may not be resized.
-        """
-        name = f"row {position} of the sample" if self.rows is None else f"row {self.rows[position]}"
+        """What one row holds; a `DataError` if its mask has another size, and masks may not be resized."""
+        number = position if self.rows is None else self.rows[position]
+        name = f"row {position} of the sample" if self.rows is None else f"row {number}"
         name = image_name(row[self.column], name)
         image = read_image(row[self.column], name, to_rgb)
-        if isinstance(image, BadImage) or self.mask_column is None:
-            return image if isinstance(image, BadImage) else Example(name, image)
+        if isinstance(image, BadImage):
+            return image
+        if self.mask_column is None:
+            return Example(name, image, row=number)
         mask = read_image(row[self.mask_column], f"mask of {name}")
         if isinstance(mask, BadImage):
             return mask
@@ -137,7 +136,7 @@ class ImageSample:
                     f"{image.height}; mend it, or let masks be resized."
                 )
             mask = mask.resize(image.size, Image.Resampling.NEAREST)
-        return Example(name, image, mask)
+        return Example(name, image, mask, number)
 
     def batches(
         self,
@@ -155,13 +154,8 @@ class ImageSample:
         Processes take turns: batch by batch, or image by image of a stream. After equally many batches each, they have
         read every position up to a common one.
 
-        Args:
-            prepare (callable): runs in the processes that decode.
-            batch_size (`int`): images at a time, fewer where some cannot be read.
-            num_workers (`int`, *optional*): processes that decode; default: what the machine and the sample allow.
-
-        Raises:
-            DataError: what `prepare` raises, and the refusal of a mask.
+        `prepare` runs in the `num_workers` processes that decode; default: what the machine and the sample allow. A
+        batch has fewer than `batch_size` images where some cannot be read. A `DataError` of `prepare` is raised.
         """
         num_workers = default_workers(self.available) if num_workers is None else num_workers
         read = partial(_read, sample=self, prepare=prepare)
@@ -195,14 +189,8 @@ class ImageSample:
     ) -> Iterator[Batch]:
         """All images in this process: batches that hold a readable one; the others are skipped, counted and named.
 
-        Args:
-            prepare, batch_size, num_workers: as in `batches`.
-            max_bad_fraction (`float`): share of unreadable images that are skipped; at least one is.
-            phase (`str`): names the bar.
-            progress (`bool`, defaults to `False`): show a bar.
-
-        Raises:
-            DataError: too many unreadable images; names them.
+        A share of `max_bad_fraction` may be unreadable, and one always; a `DataError` names more. `phase` names the
+        bar that `progress` shows; the other arguments are those of `batches`.
         """
         self.bad_images = []
         seen, expected = 0, SHUFFLE_BUFFER if self.available is None else self.available
@@ -221,28 +209,18 @@ class ImageSample:
 
 def default_workers(num_images: int | None) -> int:
     """Processes that decode so many images (`None`: nobody knows how many) for this process."""
-    # starting a process costs more than decoding a few images
-    if num_images is not None and num_images < 200:
-        return 0
-    if multiprocessing.get_start_method() != "fork":  # others run an unguarded script again in each process
+    # starting one costs more than decoding a few images, and unless forked it runs an unguarded script again
+    if (num_images is not None and num_images < 200) or multiprocessing.get_start_method() != "fork":
         return 0
     on_this_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     return min(4, max(1, (os.cpu_count() or 1) // on_this_machine - 1))
 
 
-def _order(length: int, seed: int | None) -> Sequence[int]:
-    if seed is None:
-        return range(length)
-    return torch.randperm(length, generator=torch.Generator().manual_seed(seed)).tolist()
-
-
 def _repeats_for_ever(stream: IterableDataset) -> bool:
     link = getattr(stream, "_ex_iterable", None)
-    while link is not None:
-        if type(link).__name__ == "RepeatExamplesIterable" and link.num_times is None:
-            return True
+    while link is not None and not (type(link).__name__ == "RepeatExamplesIterable" and link.num_times is None):
         link = getattr(link, "ex_iterable", None)
-    return False
+    return link is not None
 
 
 class Item(NamedTuple):
@@ -256,9 +234,8 @@ class Item(NamedTuple):
 def _read(row: dict[str, Any], position: int, sample: ImageSample, prepare: Callable[[Example], Any]) -> Item:
     try:
         example = sample.example(row, position)
-        if isinstance(example, BadImage):
-            return Item(position, example)
-        return Item(position, prepare(example), example.name)
+        value = example if isinstance(example, BadImage) else prepare(example)
+        return Item(position, value, example.name)
     except DataError as error:  # raised in a process that decodes, it would bring that one's traceback along
         return Item(position, error)
 

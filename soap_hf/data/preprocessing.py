@@ -13,20 +13,17 @@ from transformers.utils.hub import cached_file
 
 from ..compat import AutoImageProcessor
 from ..runtime.errors import DataError, first_sentence
+from ..runtime.head_files import PROCESSOR_FILE
 
 logger = logging.get_logger(__name__)
+
+_COLOURS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 
 
 def load_image_processor(name_or_path: str | None, fallback_size: tuple[int, int], **hub_kwargs: Any) -> Any:
     """The image processor of a backbone, or the documented default: RGB, bicubic, ImageNet mean and std.
 
-    Args:
-        name_or_path (`str`, *optional*): hub id or folder of the backbone.
-        fallback_size (`(height, width)`): size of the default.
-        hub_kwargs: handed to `AutoImageProcessor.from_pretrained`.
-
-    Returns:
-        A transformers image processor; a warning says so if it is the default.
+    A warning says so if it is the default, of `fallback_size` (`(height, width)`); `hub_kwargs` reach the Hub.
 
     Raises:
         DataError: the backbone has one that cannot be read.
@@ -37,7 +34,10 @@ def load_image_processor(name_or_path: str | None, fallback_size: tuple[int, int
             return AutoImageProcessor.from_pretrained(name_or_path, **hub_kwargs)
         except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
             reason = first_sentence(error)
-            if not isinstance(error, ImportError) and _has_processor(name_or_path, hub_kwargs):
+            known = {name: value for name, value in hub_kwargs.items() if name in ("revision", "token", "cache_dir")}
+            quiet = {"_raise_exceptions_for_missing_entries": False}
+            there = not isinstance(error, ImportError) and cached_file(name_or_path, PROCESSOR_FILE, **quiet, **known)
+            if there:
                 raise DataError(
                     f"The image processor of {name_or_path} cannot be read ({reason}); mend it, or pass another."
                 ) from error
@@ -47,20 +47,15 @@ def load_image_processor(name_or_path: str | None, fallback_size: tuple[int, int
         f"{height} x {width} (bicubic) and normalised with the ImageNet mean and std; pass image_processor to "
         "choose another."
     )
+    colours = {"image_mean": list(IMAGENET_DEFAULT_MEAN), "image_std": list(IMAGENET_DEFAULT_STD)}
+    return _plain_processor(fallback_size, **colours)
+
+
+def _plain_processor(size: tuple[int, int], **colours: Any) -> Any:
+    """A processor that resizes to `size` and no more, bicubic, and treats colours as it is told."""
+    height, width = size
     return ViTImageProcessorPil(
-        size={"height": height, "width": width},
-        resample=Image.Resampling.BICUBIC,
-        image_mean=list(IMAGENET_DEFAULT_MEAN),
-        image_std=list(IMAGENET_DEFAULT_STD),
-        do_convert_rgb=True,
-    )
-
-
-def _has_processor(name_or_path: str, hub_kwargs: dict[str, Any]) -> bool:
-    known = {name: value for name, value in hub_kwargs.items() if name in ("revision", "token", "cache_dir")}
-    return (
-        cached_file(name_or_path, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False, **known)
-        is not None
+        size={"height": height, "width": width}, resample=Image.Resampling.BICUBIC, do_convert_rgb=True, **colours
     )
 
 
@@ -69,13 +64,9 @@ class ImagePreprocessor:
 
     Args:
         processor: a transformers image processor.
-        image_size (`(height, width)`, *optional*): the model's input size. The processor's resize is scaled in
-            proportion to its crop; without it the processor's own size is used. A processor that keeps the aspect
-            ratio gets images cropped about their centre, so that all share one size.
+        image_size (`(height, width)`, *optional*): the model's input size; default: the processor's own. Its resize is
+            scaled in proportion to its crop; if it keeps the aspect ratio, images are cropped about their centre.
         native_size (`(height, width)`, *optional*): the backbone's, for a processor that has no size of its own.
-
-    Attributes:
-        size (`(height, width)`): of the pixels.
 
     A processor that has no fixed height and width (SigLIP 2, Pixtral) or makes clips gives way to a plain one with its
     colours, said aloud.
@@ -85,10 +76,7 @@ class ImagePreprocessor:
     """
 
     def __init__(
-        self,
-        processor: Any,
-        image_size: tuple[int, int] | None = None,
-        native_size: tuple[int, int] | None = None,
+        self, processor: Any, image_size: tuple[int, int] | None = None, native_size: tuple[int, int] | None = None
     ):
         self.processor = processor
         own_size = _own_size(processor)
@@ -99,9 +87,11 @@ class ImagePreprocessor:
         self._kwargs = {} if image_size in (None, own_size) else _size_kwargs(processor, self.size)
         self._crops = not _crop(processor) and _field(processor, "size", "height") is None
         problem = self._problem()
-        if problem and _packs_or_makes_clips(processor):
+        packs = all(_field(processor, "size", part) is None for part in ("height", "shortest_edge"))
+        if problem and (packs or "Video" in type(processor).__name__):
             logger.warning(f"{problem} Images are resized to {self.size[0]} x {self.size[1]} pixels instead.")
-            self.processor, self._kwargs, self._crops = _plain_processor(processor, self.size), {}, False
+            colours = {name: getattr(processor, name) for name in _COLOURS}
+            self.processor, self._kwargs, self._crops = _plain_processor(self.size, **colours), {}, False
             problem = self._problem()
         if problem:
             raise DataError(f"{problem} Choose another image_size or pass image_processor.")
@@ -119,34 +109,25 @@ class ImagePreprocessor:
         return self(example.image)
 
     def normalize(self, rgb: Tensor) -> Tensor:
-        """What the processor does to colours, and nothing else, for images that are already RGB floats.
+        """Scale, mean, std and channel order of the processor applied to RGB `(B, 3, H, W)` of nominal range [0, 1].
 
-        Args:
-            rgb (`torch.Tensor` of shape `(B, 3, H, W)`): nominal range [0, 1].
-
-        Returns:
-            `torch.Tensor` of shape `(B, 3, H, W)`: scale, mean, std and channel order applied; not clipped, rounded or
-            resized.
+        It is neither clipped nor rounded nor resized.
         """
         shift, matrix = (part.to(rgb.device) for part in self._colour_map)
         return torch.einsum("oc,bchw->bohw", matrix, rgb) + shift.view(1, 3, 1, 1)
 
     def resized_processor(self) -> Any:
         """The processor with this size for its own, to be saved beside a head."""
-        return (
-            type(self.processor).from_dict({**self.processor.to_dict(), **self._kwargs})
-            if self._kwargs
-            else self.processor
-        )
+        if not self._kwargs:
+            return self.processor
+        return type(self.processor).from_dict({**self.processor.to_dict(), **self._kwargs})
 
     @cached_property  # plain images pass through the whole processor
     def _colour_map(self) -> tuple[Tensor, Tensor]:
         """Shift `(3,)` and matrix `(3, 3)` of the processor's affine map of colours, read off plain images."""
+        row, column = self.size[0] // 2, self.size[1] // 2
         colours = ((0, 0, 0), (255, 0, 0), (0, 255, 0), (0, 0, 255))
-        seen = [
-            self(Image.new("RGB", self.size[::-1], colour))[:, self.size[0] // 2, self.size[1] // 2]
-            for colour in colours
-        ]
+        seen = [self(Image.new("RGB", self.size[::-1], colour))[:, row, column] for colour in colours]
         return seen[0], torch.stack([colour - seen[0] for colour in seen[1:]], dim=1)
 
     def _problem(self) -> str | None:
@@ -164,11 +145,7 @@ class ImagePreprocessor:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB, 8 bit: palette, grey, CMYK and alpha as Pillow converts them, 16 bit scaled down rather than clipped.
-
-    Raises:
-        DataError: 32-bit pixels, whose range nobody knows.
-    """
+    """RGB, 8 bit: palette, grey, CMYK and alpha as Pillow converts them, 16 bit scaled down rather than clipped."""
     if image.mode in ("I", "F"):
         raise DataError(f"pixels of mode {image.mode!r} have no known range; save the image with 8 or 16 bits")
     if image.mode.startswith("I;16"):
@@ -216,25 +193,6 @@ def _size_kwargs(processor: Any, size: tuple[int, int]) -> dict[str, Any]:
         own_width = _field(processor, "size", "width") or crop[1]
         resize = {"height": round(own_height * height / crop[0]), "width": round(own_width * width / crop[1])}
     return {"size": resize, "crop_size": {"height": height, "width": width}}
-
-
-def _packs_or_makes_clips(processor: Any) -> bool:
-    fixed = any(_field(processor, "size", part) is not None for part in ("height", "shortest_edge"))
-    return not fixed or "Video" in type(processor).__name__
-
-
-def _plain_processor(processor: Any, size: tuple[int, int]) -> Any:
-    """A processor that resizes to `size` and treats colours as another does."""
-    return ViTImageProcessorPil(
-        size={"height": size[0], "width": size[1]},
-        resample=Image.Resampling.BICUBIC,
-        do_rescale=processor.do_rescale,
-        rescale_factor=processor.rescale_factor,
-        do_normalize=processor.do_normalize,
-        image_mean=processor.image_mean,
-        image_std=processor.image_std,
-        do_convert_rgb=True,
-    )
 
 
 def _crop_to_aspect(image: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -8,10 +8,15 @@ need("datasets", "An evaluation", "fit")
 
 from .comparison import Comparison
 from .examples import Examples, open_pairs
+from .homographies import evaluate_homographies
+from .keypoints import evaluate_keypoints
 from .knn import evaluate_knn
+from .matching import evaluate_matching
 from .methods import method_projections
 from .position import evaluate_position, position_variance_share
 from .segmentation import evaluate_segmentation
+from .strength import choose_mu
+from .views import ViewRule
 
 if TYPE_CHECKING:
     from .saliency import evaluate_saliency
@@ -19,7 +24,12 @@ if TYPE_CHECKING:
 __all__ = [
     "Comparison",
     "Examples",
+    "ViewRule",
+    "choose_mu",
+    "evaluate_homographies",
+    "evaluate_keypoints",
     "evaluate_knn",
+    "evaluate_matching",
     "evaluate_position",
     "evaluate_saliency",
     "evaluate_segmentation",

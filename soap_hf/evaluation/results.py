@@ -134,6 +134,28 @@ def summary(
     }
 
 
+def grouped(
+    results: Results, key: str, methods: Iterable[str], metrics: Iterable[str], optional: Iterable[str] = ()
+) -> Results:
+    """The results with a summary of each group of rows, in `summary["groups"]`; a group of one row has none.
+
+    Args:
+        results ([`Results`]): of all rows.
+        key (`str`): the column by which rows are grouped.
+        methods, metrics: as in `summary`.
+        optional (iterable of `str`): metrics that a group has if all its rows do.
+    """
+    methods, groups = list(methods), {}
+    for name in sorted({row[key] for row in results.rows}):
+        rows = [row for row in results.rows if row[key] == name]
+        if len(rows) > 1:
+            whole = [metric for metric in optional if all(row[f"{RAW}_{metric}"] is not None for row in rows)]
+            found = summary(rows, methods, [*metrics, *whole], counts={"images": len(rows)}, settings={})
+            groups[name] = {part: found[part] for part in ("means", "differences", "counts")}
+    results.summary["groups"] = groups
+    return results
+
+
 def results_table(found: dict[str, Any], title: str) -> Table:
     """A row for each metric and method: its value, and its difference from raw with the bootstrap 95 % interval."""
     table = Table(title=title)
@@ -162,17 +184,20 @@ def write_results(output: Path, name: str, rows: Sequence[dict[str, Any]], found
     Raises:
         OutputError: the folder cannot be written.
     """
-    intervals = {
-        method: {metric: difference._asdict() for metric, difference in own.items()}
-        for method, own in found["differences"].items()
-    }
     with staging_folder(output) as staging:
         with open(staging / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        text = json.dumps({**found, "differences": intervals}, indent=2, ensure_ascii=False)
+        text = json.dumps(_with_named_intervals(found), indent=2, ensure_ascii=False)
         (staging / "summary.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _with_named_intervals(found: Any) -> Any:
+    """The same with every [`Interval`] as a dict, which JSON would make a list."""
+    if isinstance(found, Interval):
+        return found._asdict()
+    return {name: _with_named_intervals(one) for name, one in found.items()} if isinstance(found, dict) else found
 
 
 def command_line(arguments: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ from ..runtime.errors import MissingExtraError
 
 try:
     from .files import head_figures
+    from .matching import matching_curve, matching_views, similarity_maps
     from .pictures import Picture, look_at, response_overlay, token_colours
     from .records import backbone_label
     from .responses import response_maps
@@ -39,12 +40,15 @@ __all__ = [
     "backbone_label",
     "head_figures",
     "look_at",
+    "matching_curve",
+    "matching_views",
     "response_maps",
     "response_overlay",
     "saliency_masks",
     "save_figure",
     "score_by_layer",
     "score_curve",
+    "similarity_maps",
     "to_png",
     "token_colours",
 ]

@@ -14,6 +14,15 @@ from ..statistics.semantic_invariance import suppression_weights
 from .cache import parse_bytes
 
 
+def parse_fit_mu(text: str) -> float | str:
+    """A number of components, `auto`, or `matching`.
+
+    Raises:
+        DataError: it is none of them.
+    """
+    return text if text == "matching" else parse_mu(text)
+
+
 @dataclass(kw_only=True)
 class FitArguments(ImageArguments):
     """Keyword arguments of [`fit_soap`]; the options of `soap-hf fit` and the keys of a recipe have the same names.
@@ -30,7 +39,11 @@ class FitArguments(ImageArguments):
         image_size (`int` or `(height, width)`, *optional*): the model's input size; default: the processor's.
         layer (`int`, list of them, or `"all"`; defaults to -1): -1 for `last_hidden_state`, `i >= 0` for
             `hidden_states[i]`; `"all"` is every one of them whose patch tokens are found.
-        mu (`float` or `"auto"`), tau (`float`), threshold (`float`): as in `suppression_weights`.
+        mu (`float`, `"auto"` or `"matching"`), tau (`float`), threshold (`float`): as in `suppression_weights`;
+            `"matching"` takes what [`~soap_hf.evaluation.strength.choose_mu`] chooses on 100 images of the data set
+            that the fit does not see.
+        check (`int`, defaults to 64): images that the fit does not see, on which matching between views says whether
+            the head helps: those left after the sample, else a fifth of all at most; 0 leaves the check out.
         isotropic (`bool`, defaults to `False`): synthetic gradients without a preferred direction.
         seed (`int`, defaults to 0): of the sample and of the synthetic images.
         dtype (`str` or `torch.dtype`, *optional*): of the backbone; default: float32 on CPU, the checkpoint's on an
@@ -70,7 +83,10 @@ class FitArguments(ImageArguments):
     layer: int | Sequence[int] | Literal["all"] = argument(
         -1, "-1: last_hidden_state; i: hidden_states\\[i].", repeated=int, least=-1
     )
-    mu: float | Literal["auto"] = argument("auto", "Components to remove.", parser=parse_mu, metavar="NUMBER|auto")
+    mu: float | Literal["auto", "matching"] = argument(
+        "auto", "Components to remove.", parser=parse_fit_mu, metavar="NUMBER|auto|matching"
+    )
+    check: int = argument(64, "Images not seen by the fit, on which matching says whether the head helps.", least=0)
     tau: float = argument(0.05, "Softness of the cut.")
     threshold: float = argument(0.75, "Score above which auto removes a component.")
     isotropic: bool = argument(False, "Synthetic gradients without a preferred direction.", flag="--isotropic")
@@ -93,7 +109,9 @@ class FitArguments(ImageArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        suppression_weights(torch.ones(1), mu=self.mu, tau=self.tau, threshold=self.threshold)  # refuses bad ones
+        suppression_weights(torch.ones(1), **self.strength)  # refuses bad ones
+        if not isinstance(self.check, int) or self.check < 0:
+            raise DataError(f"check is a number of images from 0 upwards, not {self.check!r}.")
         if any(number is not None and number < 2 for number in (self.num_images, self.num_synthetic)):
             raise DataError("A fit needs at least 2 real and 2 synthetic images; raise num_images or num_synthetic.")
         refuse_bad_seed(self.seed)
@@ -112,5 +130,5 @@ class FitArguments(ImageArguments):
 
     @property
     def strength(self) -> dict[str, Any]:
-        """What `suppression_weights` takes."""
-        return {"mu": self.mu, "tau": self.tau, "threshold": self.threshold}
+        """What `suppression_weights` takes; until matching has chosen, `"auto"`."""
+        return {"mu": "auto" if self.mu == "matching" else self.mu, "tau": self.tau, "threshold": self.threshold}

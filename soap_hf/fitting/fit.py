@@ -6,17 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from rich.console import Console
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..data.data_sets import open_dataset, public_name
-from ..data.image_sample import SHUFFLE_BUFFER, ImageSample
+from ..data.image_sample import SHUFFLE_BUFFER
 from ..data.preprocessing import ImagePreprocessor, load_image_processor
+from ..evaluation.check import check_head
+from ..evaluation.examples import Examples
+from ..evaluation.strength import choose_mu
 from ..heads.model import SOAPModelWrapper
 from ..heads.report import print_report
 from ..layout.backbone import OpenedBackbone
 from ..layout.detection import PatchLayout
-from ..runtime.errors import BackboneError, LayoutError
+from ..runtime.errors import BackboneError, LayoutError, SOAPError
 from ..runtime.patch_layout import as_size
 from ..statistics.semantic_invariance import suppression_weights
 from ..statistics.soap_statistics import SOAPStatistics
@@ -25,8 +29,9 @@ from .arguments import FitArguments
 from .cache import parse_bytes
 from .checkpoint import Checkpoint, fit_identity
 from .passes import TokenPasses
-from .processes import find_device, join_processes, on_main
+from .processes import find_device, from_main_alone, join_processes, on_main
 from .reader import TokenReader
+from .unseen import Split, split_images
 
 logger = logging.get_logger(__name__)
 
@@ -54,8 +59,9 @@ def fit_soap(
         image_processor (*optional*): default: the backbone's own, else RGB, bicubic, ImageNet mean and std.
         layout ([`PatchLayout`], *optional*): where the patch tokens lie; found if not given.
         arguments: the fields of [`~soap_hf.fitting.arguments.FitArguments`]: `num_images=1000`, `image_size=None`,
-            `layer=-1`, `mu="auto"`, `tau=0.05`, `threshold=0.75`, `isotropic=False`, `seed=0`, `batch_size=32`,
-            `image_column="image"`, `split=None`, `config_name=None`, `streaming=False`, `num_synthetic=None`,
+            `layer=-1`, `mu="auto"`, `check=64`, `tau=0.05`, `threshold=0.75`, `isotropic=False`, `seed=0`,
+            `batch_size=32`, `image_column="image"`, `split=None`, `config_name=None`, `streaming=False`,
+            `num_synthetic=None`,
             `dtype=None`, `device=None`, `revision=None`, `token=None`, `trust_remote_code=False`, `num_workers=None`,
             `max_bad_fraction=0.01`, `token_cache="2GB"`, `exact=False`, `tolerance=None`, `compile=False`,
             `checkpoint=None`, `checkpoint_every=None`, `resume=False`, `progress=True`.
@@ -112,12 +118,8 @@ def fit_soap(
         streaming=chosen.streaming,
         token=chosen.token,
     )
-    sample = ImageSample(images, chosen.image_column, chosen.num_images, chosen.seed)
-    if chosen.num_images is not None and sample.available is not None and sample.available < chosen.num_images:
-        on_main(
-            logger.warning,
-            f"The data set has {sample.available} images, fewer than the {chosen.num_images} asked for: all are used.",
-        )
+    parts = split_images(images, chosen)
+    sample = parts.fitted
     origin = {
         "dataset": public_name(dataset, images),
         "config_name": chosen.config_name,
@@ -146,6 +148,10 @@ def fit_soap(
     statistics = passes.statistics()
     model.set_statistics(statistics)
     model.reweight(**chosen.strength)
+    if parts.tuned is not None:
+        model.reweight(
+            **{**chosen.strength, "mu": from_main_alone(partial(_matching_mu, model, parts, preprocess, chosen))}
+        )
     state, some = passes.state, statistics[layers[0]]
     model.config.fit = {
         **origin,
@@ -158,10 +164,44 @@ def fit_soap(
         "converged_after": state.convergence.converged_after,
         "versions": package_versions(),
     }
+    if parts.tuned is not None:
+        model.config.fit["mu"] = chosen.mu
+    if parts.checked is not None:
+        model.config.checks = from_main_alone(partial(_checks, model, parts.checked, preprocess, chosen))
     on_main(_warn_of_findings, model, statistics)
     if chosen.progress:
         on_main(print_report, model.config)
     return model.eval() if isinstance(backbone, (str, os.PathLike)) else model
+
+
+def _matching_mu(model: SOAPModelWrapper, parts: Split, preprocess: ImagePreprocessor, chosen: FitArguments) -> Any:
+    """The strength that matching supports; `"auto"`, aloud, if it cannot be measured: that must not cost the fit."""
+    options: dict[str, Any] = {"batch_size": _views(chosen), "seed": chosen.seed, "progress": chosen.progress}
+    try:
+        choice = choose_mu(model, parts.tuned, preprocess=preprocess, **options)
+    except SOAPError as error:
+        logger.warning(f'The strength stays at "auto", since matching could not choose one: {error}')
+        return "auto"
+    if chosen.progress:
+        Console().print(choice.table())
+        Console().print(choice.reason, markup=False, highlight=False)
+    return choice.mu
+
+
+def _checks(
+    model: SOAPModelWrapper, images: Examples, preprocess: ImagePreprocessor, chosen: FitArguments
+) -> list[dict[str, Any]]:
+    """What matching says of the head; nothing, aloud, if it cannot be measured: that must not cost the fit."""
+    options: dict[str, Any] = {"batch_size": _views(chosen), "seed": chosen.seed, "progress": chosen.progress}
+    try:
+        return check_head(model, images, preprocess, **options)
+    except SOAPError as error:
+        logger.warning(f"The head is not checked: {error}")
+        return []
+
+
+def _views(chosen: FitArguments) -> int:
+    return chosen.batch_size if isinstance(chosen.batch_size, int) else 32
 
 
 def _opened_backbone(backbone: str | os.PathLike | PreTrainedModel, chosen: FitArguments) -> OpenedBackbone:

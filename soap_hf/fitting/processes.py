@@ -8,16 +8,17 @@ import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast, gather_object, parse_flag_from_env, reduce
+from accelerate.utils import broadcast, broadcast_object_list, gather_object, parse_flag_from_env, reduce
 from torch import Tensor
 
 from ..runtime.errors import BackboneError, ProcessLostError, SOAPError, first_sentence
 from ..statistics.token_statistics import PrincipalComponents, ResponseCounts, TokenMoments
 
+Result = TypeVar("Result")
 Accumulator = TypeVar("Accumulator", TokenMoments, ResponseCounts)
 
 
@@ -125,6 +126,28 @@ def merged_counts(counts: ResponseCounts) -> ResponseCounts:
 def main_process_components(principal: PrincipalComponents) -> PrincipalComponents:
     """The main process's principal components: another machine may turn those of equal variance. Collective."""
     return PrincipalComponents(*map(from_main, principal))
+
+
+def from_main_alone(function: Callable[[], Result]) -> Result:
+    """What a function gives in the main process, for all of them. Collective.
+
+    Raises:
+        SOAPError: what the function raises there, in every process.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        return function()
+    found: list[Any] = [None]
+    if state.is_main_process:
+        try:
+            found = [function()]
+        except Exception as error:
+            found = [_as_ours(error)]
+    with _others_alive():
+        found = broadcast_object_list(found)
+    if isinstance(found[0], SOAPError):
+        raise found[0]
+    return found[0]
 
 
 def on_main(function: Callable[..., None], *arguments: object) -> None:

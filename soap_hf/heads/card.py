@@ -15,6 +15,7 @@ from ..runtime.head_files import HeadSource
 from ..statistics.semantic_invariance import NEGLIGIBLE_WEIGHT
 from .config import SOAPConfig
 from .opening import BACKBONE_FOLDER, EVALUATIONS_FOLDER, FIGURES_FOLDER, INCLUDED_BACKBONE
+from .report import checks
 
 CARD_FILE = "README.md"
 SHOWN = (("means", "raw"), ("means", "soap"), ("differences", "soap"))
@@ -34,19 +35,11 @@ def write_card(
     fallback_license: str | None = None,
     old: str | None = None,
 ) -> None:
-    """Writes `README.md` into a head's folder.
+    """Writes `README.md` into a head's folder, whose `figures` it shows.
 
-    Args:
-        config ([`SOAPConfig`]): of the head.
-        folder (`Path`): the head's folder; pictures in its `figures` are shown.
-        name (`str`): hub id or folder under which the head is loaded.
-        license (`str`, *optional*): the Hub's identifier of a licence.
-        fallback_license (`str`, *optional*): the licence if neither `license` nor the old card names one.
-        old (`str`, *optional*): the card that this one replaces. Its text outside the generated blocks is kept, and so
-            is metadata that the package does not make.
-
-    Raises:
-        OutputError: the old card's metadata is not YAML.
+    `name` is the hub id or folder under which the head is loaded. Of the `old` card the text outside the generated
+    blocks is kept, and metadata that the package does not make; an `OutputError` if it is not YAML. The licence is
+    `license`, else the old card's, else `fallback_license`.
     """
     results = _results(config, folder)
     card = ModelCard.from_template(
@@ -67,10 +60,7 @@ def write_card(
 def refresh_card(folder: Path, *, earlier: Path | None = None) -> None:
     """Writes the card of a head's folder again: of a new head, or after figures or evaluations were added to it.
 
-    Args:
-        folder (`Path`): the head's folder.
-        earlier (`Path`, *optional*): the card that it continues, in the folder after which the head is named; default:
-            the one in `folder`.
+    It continues the `earlier` card, in the folder after which the head is named; default: the one in `folder`.
     """
     card = earlier or folder / CARD_FILE
     old = card.read_text(encoding="utf-8") if card.exists() else None
@@ -136,7 +126,8 @@ def _keep_what_was_written(old: ModelCard, new: ModelCard) -> None:
 
 def _words(config: SOAPConfig, folder: Path, name: str, results: list[dict[str, Any]]) -> dict[str, Any]:
     """What the template says of this head."""
-    rows_of_layers = config.components or [[]] * len(config.layers)  # a head made by hand knows none
+    components = config.components or [[]] * len(config.layers)  # a head made by hand knows none
+    parallel = config.layers, config.hidden_sizes, config.ranks, components
     pictures = sorted(path.name for path in (folder / FIGURES_FOLDER).glob("*.png"))
     return {
         "name": name,
@@ -149,10 +140,9 @@ def _words(config: SOAPConfig, folder: Path, name: str, results: list[dict[str, 
                 "rank": rank,
                 "rows": [{**row, "removed": row["weight"] > NEGLIGIBLE_WEIGHT} for row in rows],
             }
-            for layer, width, rank, rows in zip(
-                config.layers, config.hidden_sizes, config.ranks, rows_of_layers, strict=True
-            )
+            for layer, width, rank, rows in zip(*parallel, strict=True)
         ],
+        "checks": checks(config),
         "settings": f"mu={config.mu}, tau={config.tau}, threshold={config.threshold}",
         "figures": [{"file": file, "title": file.removesuffix(".png").replace("_", " ")} for file in pictures],
         "results": results,
@@ -164,23 +154,33 @@ def _words(config: SOAPConfig, folder: Path, name: str, results: list[dict[str, 
 def _results(config: SOAPConfig, folder: Path) -> list[dict[str, Any]]:
     """What `soap-hf evaluate … --output HEAD/evaluation/NAME` has written beside a head: one row per metric.
 
-    Those of another strength are not the head's.
+    Those of another strength are not the head's. The check of the fit comes first.
     """
-    rows = []
+    seen = (
+        "not seen by the fit"
+        if all(check["unseen"] for check in config.checks)
+        else "by which its strength was chosen"
+    )
+    data = f"{(config.fit or {}).get('dataset') or 'photographs'}, {seen}"
+    rows: list[dict[str, Any]] = [
+        {
+            "evaluation": "matching" if len(config.layers) == 1 else f"matching, layer {layer}",
+            "dataset": data,
+            "metric": "right_1",
+            "raw": check["raw"],
+            "soap": check["clean"],
+            **{name: check[name] for name in ("mean", "low", "high")},
+        }
+        for layer, check in zip(config.layers, config.checks, strict=False)
+    ]
     for path in sorted((folder / EVALUATIONS_FOLDER).glob("*/summary.json")):
         summary = json.loads(path.read_text(encoding="utf-8"))
         if summary["settings"].get("mu", config.mu) != config.mu:
             continue
         raw, clean, differences = (summary[key].get(method, {}) for key, method in SHOWN)
+        what = {name: summary[name] for name in ("evaluation", "dataset")}
         rows += [
-            {
-                "evaluation": summary["evaluation"],
-                "dataset": summary["dataset"],
-                "metric": metric,
-                "raw": raw[metric],
-                "soap": value,
-                **differences[metric],
-            }
+            {**what, "metric": metric, "raw": raw[metric], "soap": value, **differences[metric]}
             for metric, value in clean.items()
         ]
     return rows
@@ -199,26 +199,15 @@ def _backbone(config: SOAPConfig) -> str:
 def _command(config: SOAPConfig, fit: dict[str, Any]) -> str:
     """The command that fits this head again."""
     backbone = config.backbone_name_or_path
-    backbone = "BACKBONE" if backbone in (None, INCLUDED_BACKBONE) else backbone
     height, width = fit["image_size"]
-    options = {
-        "output": "my-head",
-        "revision": config.backbone_revision,
-        "config-name": fit.get("config_name"),
-        "split": fit.get("split"),
-        "image-column": fit.get("image_column"),
-        "num-images": fit["num_images"],
-        "num-synthetic": fit["num_synthetic"],
-        "image-size": height if height == width else f"{height}x{width}",
-        "mu": config.mu,
-        "tau": config.tau,
-        "threshold": config.threshold,
-        "seed": fit["seed"],
-        "dtype": config.backbone_dtype,
-    }
-    words = ["soap-hf", "fit", backbone, str(fit["dataset"])]
-    words += [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
-    if config.layers != [-1]:
-        words += [word for layer in config.layers for word in ("--layer", str(layer))]
-    words += ["--isotropic"] * bool(fit.get("isotropic"))
-    return shlex.join(words)
+    options: dict[str, Any] = {"output": "my-head", "revision": config.backbone_revision}
+    names = ("config_name", "split", "image_column", "num_images", "num_synthetic")
+    options |= {name: fit.get(name) for name in names}
+    options |= {"image_size": height if height == width else f"{height}x{width}"}
+    options |= {"mu": fit.get("mu", config.mu), "tau": config.tau, "threshold": config.threshold}
+    options |= {"seed": fit["seed"], "dtype": config.backbone_dtype}
+    given = [(name, value) for name, value in options.items() if value is not None]
+    given += [("layer", layer) for layer in config.layers if config.layers != [-1]]
+    words = ["soap-hf", "fit", "BACKBONE" if backbone in (None, INCLUDED_BACKBONE) else backbone, str(fit["dataset"])]
+    words += [word for name, value in given for word in (f"--{name.replace('_', '-')}", str(value))]
+    return shlex.join(words + ["--isotropic"] * bool(fit.get("isotropic")))

@@ -38,6 +38,8 @@ class SOAPConfig(configuration_soap.SOAPConfig):
         mu (`float` or `"auto"`), tau (`float`), threshold (`float`): arguments of `suppression_weights`.
         components (`list[list[dict]]`): the highest-scoring components of each layer, at least those removed, as
             `SOAPStatistics.table` gives them.
+        checks (`list[dict]`): for each layer, what matching between views says of the head: see
+            [`~soap_hf.evaluation.check.check_head`]; empty if nothing does.
         out_features (`list[str]`), out_indices (`list[int]`, *optional*): the stages that a [`SOAPBackbone`] gives.
         fit (`dict`): provenance: data set, image counts, image size, seed, package versions.
 
@@ -51,38 +53,24 @@ class SOAPConfig(configuration_soap.SOAPConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As in transformers, but what says which backbone to load is left for the model's loading.
-
-        Raises:
-            HeadError: the values make no configuration.
-        """
+        """As the runtime's, for a config from anybody: a `HeadError` refuses what no head says."""
         _refuse_absurd_values(config_dict)
         return super().from_dict(config_dict, **kwargs)
 
     def _check_types(self) -> None:
         """Refuses values of other types before anything is done with them."""
-        kinds: dict[str, Any] = {
-            "backbone": (dict, PretrainedConfig, type(None)),
-            "backbone_name_or_path": (str, type(None)),
-            "backbone_revision": (str, type(None)),
-            "fit": (dict, type(None)),
-            "head_format": int,
-        }
+        kinds: dict[str, Any] = {"backbone": dict | PretrainedConfig | None, "fit": dict | None, "head_format": int}
+        kinds |= {"backbone_name_or_path": str | None, "backbone_revision": str | None}
         right = {name: isinstance(getattr(self, name), kind) for name, kind in kinds.items()}
-        right |= {name: _is_list_of(int, getattr(self, name)) for name in ("layers", "hidden_sizes", "ranks")}
-        right["layouts"] = _is_list_of(dict, self.layouts)
-        right["components"] = _is_list_of(list, self.components)
+        lists = {"layers": int, "hidden_sizes": int, "ranks": int, "layouts": dict, "checks": dict, "components": list}
+        right |= {name: _is_list_of(kind, getattr(self, name)) for name, kind in lists.items()}
         right["backbone_dtype"] = self.backbone_dtype in (None, "float16", "bfloat16", "float32", "float64")
         if wrong := [name for name, holds in right.items() if not holds]:
             raise HeadError(f"The head's config holds {', '.join(wrong)} of the wrong kind; fetch or fit it again.")
 
 
 def all_values(tree: Any) -> list[Any]:
-    """Every value in nested lists and dicts, these themselves among them.
-
-    Raises:
-        HeadError: they are more, or nested more deeply, than in any file of a head.
-    """
+    """Every value in nested lists and dicts, these themselves too; a `HeadError` if more or deeper than any head's."""
     found, level = [], [tree]
     for _ in range(MAX_DEPTH):
         found += level
@@ -98,9 +86,8 @@ def all_values(tree: Any) -> list[Any]:
 def _refuse_absurd_values(values: dict[str, Any]) -> None:
     """Refuses what no head says, before transformers does what it is told.
 
-    Raises:
-        HeadError: a value would replace a part of the config class, or name code in a way that is none; or there are
-            too many, or numbers so large that transformers would count for minutes.
+    That is: a value that would replace a part of the config class, or name code in a way that is none; too many of
+    them, or numbers so large that transformers would count for minutes.
     """
     backbone, auto_map = values.get("backbone"), values.get("auto_map", {})
     names = [*values, *(backbone if isinstance(backbone, dict) else ())]
@@ -109,14 +96,10 @@ def _refuse_absurd_values(values: dict[str, Any]) -> None:
     if not isinstance(auto_map, dict) or not all(isinstance(code, str) for code in auto_map.values()):
         foreign.append("auto_map")
     if foreign:
-        raise HeadError(
-            f"The head's config holds {foreign[0]!r}, which no head sets like this; fetch or fit it again."
-        )
-    own = (
-        {single.name for single in fields(SOAPConfig)}
-        - {single.name for single in fields(PretrainedConfig)}
-        - {"backbone"}
-    )  # these are checked when the config is made
+        what = f"{foreign[0]!r}, which no head sets like this"
+        raise HeadError(f"The head's config holds {what}; fetch or fit it again.")
+    # these are checked when the config is made
+    own = {single.name for single in fields(SOAPConfig)} - SETTINGS - {"backbone"}
     all_values({name: values[name] for name in values if name in own})
     others = all_values({name: values[name] for name in values if name not in own})
     if any(isinstance(value, int) and abs(value) > MAX_COUNT for value in others):

@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,12 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..runtime import modeling_soap
 from ..runtime.errors import HubError, SOAPError, first_sentence
-from ..runtime.head_files import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    HeadSource,
-    check_same_architecture,
-    is_head_config,
-)
+from ..runtime.head_files import CONFIG_FILE, WEIGHTS_FILE, HeadSource, check_same_architecture, is_head_config
 from ..runtime.vision_backbone import tower_config
 from .card import CARD_FILE, is_edited, is_hub_id, write_card
 from .config import SOAPConfig
 from .hub_requests import reason, retried
-from .opening import BACKBONE_FOLDER, INCLUDED_BACKBONE, OPTIONAL_FILES, HeadRecord
+from .opening import BACKBONE_FOLDER, INCLUDED_BACKBONE, OPTIONAL_FILES, STATISTICS_FILES, HeadRecord
 from .saving import save_backbone
 
 AUTO_MAP = {
@@ -116,10 +111,6 @@ def push_model(model: Any, repo_id: str, **options: Any) -> str:
 def push_head(folder: str | os.PathLike, push: Push) -> str:
     """Pushes a head's folder in one commit, with its card and its code; the folder stays as it is.
 
-    Args:
-        folder (`str` or `os.PathLike`): the head.
-        push ([`Push`]): where it goes, and how.
-
     Returns:
         Address of the commit, or of the pull request.
 
@@ -143,12 +134,7 @@ def push_head(folder: str | os.PathLike, push: Push) -> str:
 
 
 def check_push(push: Push, backbone: str) -> None:
-    """Finds out before a long fit whether its head can be pushed.
-
-    Raises:
-        HubError: the backbone is a local folder, there is no token, the Hub does not know it, or the repository holds
-            something else.
-    """
+    """Finds out before a long fit whether its head can be pushed; the errors are those of `push_head`."""
     _refuse_local_backbone(backbone, push)
     api = HfApi(token=push.token)
     try:
@@ -179,20 +165,16 @@ def _refuse_local_backbone(reference: str | None, push: Push) -> None:
 
 def _stage(folder: Path, staging: Path, push: Push) -> SOAPConfig:
     """Gathers in `staging` what will be pushed except config and card, and nothing else that lies in `folder`."""
-    patterns = (CONFIG_FILE, WEIGHTS_FILE, *OPTIONAL_FILES, f"{BACKBONE_FOLDER}/*")
-    for path in (path for pattern in patterns for path in folder.glob(pattern)):
-        target = staging / path.relative_to(folder)
-        if path.is_file() and not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+    patterns = {CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, *OPTIONAL_FILES, f"{BACKBONE_FOLDER}/*"}
     if not push.statistics:
-        for path in staging.glob("statistics*.safetensors"):
-            path.unlink()
+        patterns.remove(STATISTICS_FILES)
+    for path in (path for pattern in patterns for path in folder.glob(pattern) if path.is_file()):
+        target = staging / path.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target)
     (staging / CODE_FOLDER).mkdir()
     for path in code_files():
         shutil.copyfile(path, staging / CODE_FOLDER / path.name)
-    if (folder / CARD_FILE).exists():
-        shutil.copyfile(folder / CARD_FILE, staging / CARD_FILE)
     config = HeadSource.open(staging).config(SOAPConfig)
     if push.include_backbone and not (staging / BACKBONE_FOLDER).is_dir():
         save_backbone(modeling_soap.SOAPModelWrapper.from_pretrained(folder), staging)
@@ -244,20 +226,17 @@ def _point_to_backbone(api: HfApi, config: SOAPConfig, push: Push) -> str | None
 def _refuse_something_else(api: HfApi, repo_id: str, push: Push) -> set[str]:
     """Names of the files in a repository that is empty or holds a head."""
     there = set(retried(lambda: api.list_repo_files(repo_id, revision=push.revision)))
-    is_head = CONFIG_FILE in there and _is_head(api.hf_hub_download(repo_id, CONFIG_FILE, revision=push.revision))
+    is_head = False
+    if CONFIG_FILE in there:
+        config = Path(api.hf_hub_download(repo_id, CONFIG_FILE, revision=push.revision))
+        with suppress(ValueError):
+            is_head = is_head_config(json.loads(config.read_text(encoding="utf-8")))
     if there - {".gitattributes", CARD_FILE} and not is_head and not push.force:
         raise HubError(
             f"The repository {repo_id} holds something else than a head; choose another name, or force the push "
             "(--force, force=True)."
         )
     return there
-
-
-def _is_head(path: str) -> bool:
-    try:
-        return is_head_config(json.loads(Path(path).read_text(encoding="utf-8")))
-    except ValueError:
-        return False
 
 
 def _old_card(api: HfApi, repo_id: str, push: Push, staging: Path, there: set[str]) -> str | None:
@@ -272,10 +251,7 @@ def _old_card(api: HfApi, repo_id: str, push: Push, staging: Path, there: set[st
 
 
 def _message(config: SOAPConfig) -> str:
-    layers = " and ".join(
-        f"{rank} of {size} directions of layer {layer}"
-        for layer, rank, size in zip(config.layers, config.ranks, config.hidden_sizes, strict=True)
-    )
+    layers = zip(config.ranks, config.hidden_sizes, config.layers, strict=True)
+    removed = " and ".join(f"{rank} of {size} directions of layer {layer}" for rank, size, layer in layers)
     fit = config.fit
-    data = f", fitted on {fit['num_images']} images of {fit['dataset']}" if fit else ""
-    return f"SOAP head: {layers}{data}"
+    return f"SOAP head: {removed}" + (f", fitted on {fit['num_images']} images of {fit['dataset']}" if fit else "")

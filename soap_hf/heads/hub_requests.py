@@ -21,15 +21,9 @@ WAITS = (1, 2, 4, 8)
 
 
 def retried(call: Callable[[], T], lost_replies: bool = True) -> T:
-    """The result of a call to the Hub, tried again after faults that pass.
+    """The result of a call to the Hub, tried again after faults that pass; the others are raised, and the last.
 
-    Args:
-        call (`Callable`): takes nothing.
-        lost_replies (`bool`, defaults to `True`): try again also when the connection broke, after which the call may
-            have been carried out all the same.
-
-    Raises:
-        HfHubHTTPError, TransportError, ConnectionError: of the last try, or of one that will not pass.
+    `lost_replies`: also after the connection broke, when the call may have been carried out all the same.
     """
     for wait in WAITS:
         try:

@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -17,6 +17,7 @@ from ..runtime.errors import HeadError, OutputError, first_sentence
 from ..runtime.head_files import PROCESSOR_FILE, read_json
 from ..runtime.patch_layout import as_size
 from ..runtime.projection import SOAPProjection
+from ..statistics.semantic_invariance import Mu
 from ..statistics.soap_statistics import SOAPStatistics
 from .config import SOAPConfig, all_values
 from .hub import push_model
@@ -27,13 +28,12 @@ from .saving import save_head, weight_sample
 class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
     """A vision backbone whose patch tokens come out clean (arXiv 2604.00172).
 
-    The head removes directions from the patch tokens of the layers it was fitted on; prefix and suffix tokens, pooled
-    output and everything else pass through as the backbone made them. Cleaning never feeds later blocks: with
-    `layer=i`, `hidden_states[i]` comes out clean and `last_hidden_state` as it was.
+    The head removes directions from the patch tokens of the layers it was fitted on; everything else passes through as
+    the backbone made it. Cleaning never feeds later blocks: with `layer=i`, `hidden_states[i]` comes out clean and
+    `last_hidden_state` as it was.
 
-    Saving writes the head alone; the backbone is referenced by hub id or folder and loaded again from there. Beside
-    the weights a head may carry the statistics of its fit and the backbone's image processor; both are read when first
-    asked for.
+    Saving writes the head alone; the backbone is referenced by hub id or folder and loaded again from there. The
+    statistics of the fit and the backbone's image processor may lie beside it, and are read when first asked for.
 
     Args:
         config ([`SOAPConfig`]): the head's configuration.
@@ -86,18 +86,15 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
         """Puts a projection on a backbone.
 
         Args:
-            backbone (`PreTrainedModel` or `str`): live model (shared, not copied; its config stays as it is), hub id
-                or folder.
+            backbone (`PreTrainedModel` or `str`): live model (shared, and left as it is), hub id or folder.
             projection ([`SOAPProjection`], or a dict of them by layer): what to remove; `None` removes nothing.
             name_or_path (`str`, *optional*): where the backbone is found again; default: where the model came from.
             revision (`str`, *optional*): commit of the backbone.
             layout ([`PatchLayout`], or a dict of them by layer, *optional*): found if not given.
             layer (`int`, defaults to -1): which tensor a single projection belongs to.
-            image_size (`int` or `(height, width)`, *optional*): size at which the backbone is looked at; default: its
-                native size, else 224.
+            image_size (`int` or `(height, width)`, *optional*): to look at the backbone; default: native or 224.
             image_processor (*optional*): saved beside the head.
-            statistics ([`SOAPStatistics`], or a dict of them by layer, *optional*): saved beside the head; `reweight`
-                needs them.
+            statistics ([`SOAPStatistics`], or a dict of them by layer, *optional*): the same; `reweight` needs them.
 
         Raises:
             BackboneError: the backbone cannot be loaded or has no patch tokens.
@@ -140,13 +137,10 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
         model.training = live.training  # not train(): it would put every part of a live backbone in this mode
         return model
 
-    def reweight(
-        self, mu: float | Literal["auto"] = "auto", tau: float = 0.05, threshold: float = 0.75
-    ) -> "SOAPModelWrapper":
+    def reweight(self, mu: Mu = "auto", tau: float = 0.05, threshold: float = 0.75) -> "SOAPModelWrapper":
         """Another strength, from the stored statistics and without a new fit; returns itself.
 
-        Args:
-            mu (`float` or `"auto"`), tau (`float`), threshold (`float`): as in `suppression_weights`.
+        The arguments are those of `suppression_weights`.
 
         Raises:
             HeadError: the head was saved without statistics.
@@ -155,6 +149,8 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
         if not self.statistics_by_layer:
             raise HeadError("This head was saved without statistics, which reweight needs; fit it again.")
         chosen = {layer: self._statistics[layer].projection(mu, tau, threshold) for layer in self.config.layers}
+        if (mu, tau, threshold) != (self.config.mu, self.config.tau, self.config.threshold):
+            self.config.checks = []  # they are of the strength before
         for layer, projection in chosen.items():
             self.projections[str(layer)] = projection.to(self.device)
         self.config.mu, self.config.tau, self.config.threshold = mu, tau, threshold
@@ -164,11 +160,7 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
 
     @property
     def statistics(self) -> SOAPStatistics | dict[int, SOAPStatistics]:
-        """What the fit learned, read from beside the head when first asked for; a dict by layer for several layers.
-
-        Raises:
-            HeadError: the head was saved without statistics.
-        """
+        """What the fit learned, a dict by layer for several layers; a `HeadError` if the head was saved without."""
         statistics = self.statistics_by_layer
         if not statistics:
             raise HeadError("This head was saved without statistics; fit it again to have them.")
@@ -184,19 +176,14 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
     def set_statistics(self, statistics: Mapping[int, SOAPStatistics]) -> "SOAPModelWrapper":
         """Attaches the statistics of each layer; returns itself. The projections stay as they are until `reweight`."""
         if set(statistics) != set(self.config.layers):
-            raise HeadError(
-                f"Statistics of layers {list(statistics)} do not fit a head of layers {self.config.layers}."
-            )
+            layers = self.config.layers
+            raise HeadError(f"Statistics of layers {list(statistics)} do not fit a head of layers {layers}.")
         self._statistics = dict(statistics)
         return self
 
     @property
     def image_processor(self) -> Any:
-        """The image processor saved beside the head, or `None`.
-
-        Raises:
-            HeadError: it cannot be read, or needs code of its own.
-        """
+        """The image processor saved beside the head, or `None`; a `HeadError` if it cannot be used."""
         source = self._source
         if self._image_processor is None and source is not None and (path := source.fetch_if_there(PROCESSOR_FILE)):
             all_values(read_json(path, f"image processor of the head {source.name_or_path!r}"))
@@ -226,13 +213,9 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
 
         Args:
             save_directory (`str` or `os.PathLike`): the head's folder.
-            is_main_process (`bool`, defaults to `True`): only the main process writes.
-            state_dict (`dict`, *optional*): taken instead of the model's own (Trainer passes it).
-            include_backbone (`bool`, defaults to `False`): write the backbone into the folder as well, so that it
-                needs nothing else.
-            figures (`dict[str, bytes]`, *optional*): PNG files by name, for the folder `figures`; those of an earlier
-                head are removed.
-            kwargs: handed to `PreTrainedModel.save_pretrained`.
+            include_backbone (`bool`, defaults to `False`): write the backbone as well, so that nothing else is needed.
+            figures (`dict[str, bytes]`, *optional*): PNG files by name, instead of those of an earlier head.
+            is_main_process, state_dict, kwargs: as in `PreTrainedModel.save_pretrained`.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -240,23 +223,21 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
         if kwargs.pop("push_to_hub", False):
             raise OutputError("Saving does not push; save first, then call model.push_to_hub(…).")
         if is_main_process:
-            parts: dict[str, Any] = {"state_dict": state_dict, "include_backbone": include_backbone}
-            save_head(self, save_directory, figures=figures, **parts, **kwargs)
+            parts: Any = {"state_dict": state_dict, "include_backbone": include_backbone, "figures": figures}
+            save_head(self, save_directory, **parts, **kwargs)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]
         """Pushes the head in one commit: config, weights, statistics, image processor, code and card.
 
         Args:
             repo_id (`str`): the repository, e.g. `"me/soap-vit-mae-base"`; made if it is not there.
-            options: `backbone_id`, `include_backbone`, `statistics`, `private`, `revision`, `create_pr`,
-                `commit_message`, `license`, `force`, `token`: see [`~soap_hf.heads.hub.Push`].
+            options: the other fields of [`~soap_hf.heads.hub.Push`], e.g. `include_backbone`, `private`, `token`.
 
         Returns:
             Address of the commit, or of the pull request.
 
         Raises:
-            HubError: the head's backbone is a local folder or in memory, the repository cannot be written or holds
-                something else, or the network failed; then the head is in a folder that the message names.
+            HubError: see [`~soap_hf.heads.hub.push_head`]; if the network failed, it names the folder with the head.
         """
         return push_model(self, repo_id, **options)
 
@@ -266,9 +247,7 @@ class SOAPBackbone(modeling_soap.SOAPBackbone, SOAPModelWrapper):
 
     Stages are named `layer<i>`, and `last` for `last_hidden_state`; `out_features` or `out_indices` of the config
     choose among them (default: all, in the order of the head). The same head loads as [`SOAPModelWrapper`] too.
-
-    `SOAPBackbone.from_pretrained` loads it. `AutoBackbone.from_pretrained` does so for a hub id; given a folder it
-    fails for every model of transformers.
+    `AutoBackbone.from_pretrained` loads it by hub id; given a folder it fails for every model of transformers.
 
     Example:
         >>> import torch

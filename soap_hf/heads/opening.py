@@ -14,12 +14,8 @@ from .config import SOAPConfig
 
 FIGURES_FOLDER = "figures"
 EVALUATIONS_FOLDER = "evaluation"
-OPTIONAL_FILES = (
-    "statistics*.safetensors",
-    PROCESSOR_FILE,
-    f"{FIGURES_FOLDER}/*.png",
-    f"{EVALUATIONS_FOLDER}/*/*.*",
-)
+STATISTICS_FILES = "statistics*.safetensors"
+OPTIONAL_FILES = (STATISTICS_FILES, PROCESSOR_FILE, f"{FIGURES_FOLDER}/*.png", f"{EVALUATIONS_FOLDER}/*/*.*")
 """Files that a head may have: those of an earlier head in the same place must not be taken for a later one's."""
 
 BACKBONE_FOLDER = "backbone"
@@ -29,19 +25,16 @@ INCLUDED_BACKBONE = f"./{BACKBONE_FOLDER}"
 COMPONENT_KEYS = {"rank", "component", "score", "standard_error", "variance_share", "weight"}
 """What is said of a component."""
 
+CHECK_KEYS = {"images", "raw", "clean", "mean", "low", "high", "unseen"}
+"""What is said of a check."""
+
 FIT_KEYS = {"dataset", "image_size", "num_bad_images", "num_images", "num_synthetic", "seed", "versions"}
 """What is said of a fit."""
 
 
 @dataclass(frozen=True)
 class HeadRecord:
-    """The files of a head, read and checked. `HeadRecord.open` makes one.
-
-    Attributes:
-        source ([`HeadSource`]): where they are.
-        config ([`SOAPConfig`]): the head's configuration.
-        projections (`dict[int, SOAPProjection]`): what is removed, by layer.
-    """
+    """The files of a head, read and checked: its config, and its projections by layer. `HeadRecord.open` makes one."""
 
     source: HeadSource
     config: SOAPConfig
@@ -49,11 +42,7 @@ class HeadRecord:
 
     @classmethod
     def open(cls, name_or_path: str | os.PathLike, **hub_kwargs: Any) -> "HeadRecord":
-        """Opens a head by folder or hub id; `revision`, `token` and the like reach the Hub.
-
-        Raises:
-            HeadError: its files are missing or malformed.
-        """
+        """Opens a head by folder or hub id; `revision`, `token` and the like reach the Hub."""
         source = HeadSource.open(name_or_path, **hub_kwargs)
         config = source.config(SOAPConfig)
         check_provenance(config)
@@ -61,26 +50,22 @@ class HeadRecord:
 
     @cached_property
     def statistics_by_layer(self) -> dict[int, SOAPStatistics]:
-        """What the fit learned, fetched when first asked for; empty if the head was saved without.
-
-        Raises:
-            HeadError: a file is malformed.
-        """
+        """What the fit learned, fetched when first asked for; empty if the head was saved without."""
         return read_statistics(self.source, self.config)
 
 
 def check_provenance(config: SOAPConfig) -> None:
-    """Refuses a config whose account of components and fit, which reports and cards repeat, is none.
-
-    Raises:
-        HeadError: it is of the wrong kind.
-    """
+    """Refuses a config whose account of components and fit, which reports and cards repeat, is none."""
     if not all(map(_are_components, config.components)):
         raise HeadError("The head's config holds components of the wrong kind; fetch or fit it again.")
-    fit: Any = config.fit
-    if fit is None:
-        return
-    holds = (
+    if not (len(config.checks) in (0, len(config.layers)) and all(_is_check(check) for check in config.checks)):
+        raise HeadError("The head's config holds checks of the wrong kind; fetch or fit it again.")
+    if config.fit is not None and not _is_fit(config.fit):
+        raise HeadError("The head's config holds fit of the wrong kind; fetch or fit it again.")
+
+
+def _is_fit(fit: Any) -> bool:
+    return (
         isinstance(fit, dict)
         and set(fit) >= FIT_KEYS
         and isinstance(fit["image_size"], list)
@@ -89,17 +74,23 @@ def check_provenance(config: SOAPConfig) -> None:
         and isinstance(fit["versions"], dict)
         and "soap_hf" in fit["versions"]
     )
-    if not holds:
-        raise HeadError("The head's config holds fit of the wrong kind; fetch or fit it again.")
 
 
 def _are_components(rows: Any) -> bool:
     """Whether these are components as `SOAPStatistics.table` gives them, one at least."""
-    return bool(rows) and all(
-        isinstance(row, dict)
-        and set(row) >= COMPONENT_KEYS
-        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in row.values())
-        for row in rows
+    return bool(rows) and all(_holds_numbers(row, COMPONENT_KEYS) for row in rows)
+
+
+def _is_check(check: Any) -> bool:
+    """Whether this is what `check_head` says of a layer."""
+    return _holds_numbers(check, CHECK_KEYS) and isinstance(check["images"], int)
+
+
+def _holds_numbers(values: Any, keys: set[str]) -> bool:
+    return (
+        isinstance(values, dict)
+        and set(values) >= keys
+        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in values.values())
     )
 
 
@@ -109,19 +100,13 @@ def statistics_file(config: SOAPConfig, layer: int) -> str:
 
 
 def read_statistics(source: HeadSource, config: SOAPConfig) -> dict[int, SOAPStatistics]:
-    """Reads the statistics of a head, by layer; empty if it was saved without.
-
-    Raises:
-        HeadError: a file is malformed.
-    """
+    """Reads the statistics of a head, by layer; empty if it was saved without."""
     paths = {layer: source.fetch_if_there(statistics_file(config, layer)) for layer in config.layers}
     if any(path is None for path in paths.values()):
         return {}
     loaded = {layer: SOAPStatistics.load(path) for layer, path in paths.items() if path}
     widths = [len(statistics.mean) for statistics in loaded.values()]
     if widths != config.hidden_sizes:
-        raise HeadError(
-            f"The statistics are of tokens of width {widths}, but the head is for width {config.hidden_sizes}; fetch "
-            "or fit it again."
-        )
+        sizes = f"tokens of width {widths}, but the head is for width {config.hidden_sizes}"
+        raise HeadError(f"The statistics are of {sizes}; fetch or fit it again.")
     return loaded

@@ -1,9 +1,10 @@
 """A fitted head in words: the table of its components and where it came from."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..statistics.semantic_invariance import NEGLIGIBLE_WEIGHT
 from .config import SOAPConfig
@@ -16,52 +17,80 @@ def print_report(config: SOAPConfig, console: Console | None = None) -> None:
     """Prints the highest-scoring components of each layer and the provenance of a head."""
     console = console or Console()
     if len(config.layers) > FEW_LAYERS:
-        console.print(depth_table(config))
+        console.print(_depth_table(config))
     else:
         for layer, components in zip(config.layers, config.components, strict=False):
-            console.print(component_table(components, f"layer {layer}" if len(config.layers) > 1 else None))
+            console.print(_component_table(components, f"layer {layer}" if len(config.layers) > 1 else None))
     for line in summary(config):
-        console.print(_printable(line), markup=False, highlight=False)
+        # without control characters, which a foreign head could send to the terminal
+        console.print("".join(filter(str.isprintable, line)), markup=False, highlight=False)
 
 
-def _printable(text: str) -> str:
-    """Without control characters, which a foreign head could send to the terminal."""
-    return "".join(character for character in text if character.isprintable())
-
-
-def depth_table(config: SOAPConfig) -> Table:
+def _depth_table(config: SOAPConfig) -> Table:
     """One row per layer: its highest-scoring component, and how many are removed."""
-    table = Table(title="scores against depth")
-    for name in ("layer", "top score", "std. error", "component", "variance", "removed"):
-        table.add_column(name, justify="right")
-    for layer, rank, components in zip(config.layers, config.ranks, config.components, strict=True):
-        top = components[0]
-        table.add_row(
-            "last_hidden_state" if layer == -1 else str(layer),
-            f"{top['score']:.4f}",
-            f"{top['standard_error']:.4f}",
-            str(top["component"]),
-            f"{top['variance_share']:.2%}",
-            str(rank),
-        )
-    return table
+    rows = []
+    gains = [f"{check['mean']:+.2f} ± {(check['high'] - check['low']) / 2:.2f}" for check in config.checks]
+    parallel = (config.layers, config.ranks, config.components, gains or [""] * len(config.layers))
+    for layer, rank, (top, *_), gain in zip(*parallel, strict=True):
+        score, error, variance = _measured(top)
+        name = "last_hidden_state" if layer == -1 else layer
+        rows.append((name, score, error, top["component"], variance, rank, gain))
+    return _table("scores against depth", "layer, top score, std. error, component, variance, removed, matching", rows)
 
 
-def component_table(components: list[dict[str, Any]], title: str | None = None) -> Table:
-    """The components as a table: rank, number, score and its standard error, share of variance, weight."""
-    table = Table(title=title)
-    for name in ("rank", "component", "score", "std. error", "variance", "weight", ""):
-        table.add_column(name, justify="right")
+def checks(config: SOAPConfig) -> list[str]:
+    """What matching says of the head: a sentence for each layer, of many layers for the last one alone."""
+    if not config.checks:
+        return []
+    known = list(zip(config.layers, config.ranks, config.checks, strict=True))
+    known = known if len(known) <= FEW_LAYERS else known[-1:]
+    return [
+        check_sentence(check, rank, f"layer {layer}: " if len(config.layers) > 1 else "")
+        for layer, rank, check in known
+    ]
+
+
+def check_sentence(check: dict[str, Any], rank: int, prefix: str = "") -> str:
+    """What a check says, in one sentence.
+
+    Example:
+        >>> check = {"images": 64, "raw": 0.21, "clean": 0.33, "mean": 0.12, "low": 0.09, "high": 0.14, "unseen": True}
+        >>> check_sentence(check, rank=8).partition(", ")[2]
+        'matching rises from 0.21 to 0.33 (+0.12, 95 % +0.09 to +0.14): this head helps.'
+    """
+    which = (
+        "photographs that the fit did not see" if check["unseen"] else "photographs by which the strength was chosen"
+    )
+    start = f"{prefix}On {check['images']} {which}, matching "
+    shares = f"from {check['raw']:.2f} to {check['clean']:.2f}"
+    interval = f"({check['mean']:+.2f}, 95 % {check['low']:+.2f} to {check['high']:+.2f})"
+    way_out = "`soap-hf tune` looks for a strength that helps, and mu=0 removes nothing"
+    if rank == 0:
+        return f"{start}is {check['raw']:.2f}; this head removes nothing."
+    if check["low"] > 0:
+        return f"{start}rises {shares} {interval}: this head helps."
+    if check["high"] < 0:
+        return f"{start}falls {shares} {interval}: this head does harm here; {way_out}."
+    return f"{start}does not change, {shares} {interval}: this head does no good here; {way_out}."
+
+
+def _component_table(components: list[dict[str, Any]], title: str | None) -> Table:
+    """One row per component: rank, number, score and its standard error, share of variance, weight."""
+    rows = []
     for row in components:
-        table.add_row(
-            str(row["rank"]),
-            str(row["component"]),
-            f"{row['score']:.4f}",
-            f"{row['standard_error']:.4f}",
-            f"{row['variance_share']:.2%}",
-            f"{row['weight']:.4f}",
-            "removed" if row["weight"] > NEGLIGIBLE_WEIGHT else "",
-        )
+        removed = "removed" if row["weight"] > NEGLIGIBLE_WEIGHT else ""
+        rows.append((row["rank"], row["component"], *_measured(row), f"{row['weight']:.4f}", removed))
+    return _table(title, "rank, component, score, std. error, variance, weight, ", rows)
+
+
+def _measured(row: dict[str, Any]) -> tuple[str, str, str]:
+    return f"{row['score']:.4f}", f"{row['standard_error']:.4f}", f"{row['variance_share']:.2%}"
+
+
+def _table(title: str | None, columns: str, rows: Iterable[tuple[Any, ...]]) -> Table:
+    table = Table(*(Column(name, justify="right") for name in columns.split(", ")), title=title)
+    for row in rows:
+        table.add_row(*map(str, row))
     return table
 
 
@@ -74,6 +103,7 @@ def summary(config: SOAPConfig) -> list[str]:
     )
     revision = f" at {config.backbone_revision[:12]}" if config.backbone_revision else ""
     lines = [
+        *checks(config),
         f"Directions removed: {removed} (mu={config.mu}, tau={config.tau}, threshold={config.threshold}).",
         f"Backbone: {config.backbone_name_or_path or 'a model in memory'}{revision}, {config.backbone_dtype}.",
     ]

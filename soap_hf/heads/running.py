@@ -20,16 +20,10 @@ class RawTokens(NamedTuple):
 def read_raw_tokens(
     model: SOAPModelWrapper, pixels: Tensor, where: str, *, forward: Callable[[Tensor], Any] | None = None
 ) -> dict[int, RawTokens]:
-    """Runs the backbone once and leaves the tokens of the head's layers as they are.
+    """Runs the backbone once, in the mode it is in, and leaves the tokens of the head's layers as they are.
 
-    Args:
-        model ([`SOAPModelWrapper`]): the head and its backbone, in the mode that they are to run in.
-        pixels (`torch.Tensor` of shape `(B, 3, H, W)`): as the image processor makes them, on any device.
-        where (`str`): what they are, for an error.
-        forward (callable, *optional*): runs the model; default: the model itself. A compiled one is given here.
-
-    Raises:
-        NonFiniteTokensError: a patch token holds NaN or Inf.
+    `pixels` are `(B, 3, H, W)` as the image processor makes them, on any device. `where` is what a
+    `NonFiniteTokensError` calls them. `forward` runs the model, compiled perhaps; default: the model itself.
     """
     pixels = pixels.to(model.device, model.dtype, non_blocking=True)
     with model.disabled():
@@ -48,23 +42,13 @@ def read_raw_tokens(
 def head_preprocessor(
     model: SOAPModelWrapper, image_size: int | tuple[int, int] | None = None, *, processor: Any = None
 ) -> ImagePreprocessor:
-    """What makes pixels for a head: its image processor, else its backbone's, else the documented default.
+    """What makes pixels for a head: `processor`, else its own, its backbone's, or the documented default.
 
-    Args:
-        model ([`SOAPModelWrapper`]): the head and its backbone.
-        image_size (`int` or `(height, width)`, *optional*): the model's input size; default: the processor's.
-        processor (*optional*): an image processor to be used instead.
-
-    Raises:
-        DataError: the processor cannot be read, or does not make images of that size.
+    `image_size` is the model's input size; default: the processor's. A `DataError` says what the processor cannot.
     """
-    size, native = as_size(image_size), model.convention.native_size
-    config = model.config
-    processor = (
-        processor
-        or model.image_processor
-        or load_image_processor(
-            config.backbone_name_or_path, size or native or (224, 224), revision=config.backbone_revision
-        )
-    )
+    size, native, config = as_size(image_size), model.convention.native_size, model.config
+    processor = processor or model.image_processor
+    if processor is None:
+        name, fallback = config.backbone_name_or_path, size or native or (224, 224)
+        processor = load_image_processor(name, fallback, revision=config.backbone_revision)
     return ImagePreprocessor(processor, size, native)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,33 +17,15 @@ from transformers.utils import logging
 from ..files import staging_folder
 from ..runtime.errors import OutputError
 from ..runtime.head_files import CONFIG_FILE, is_head_config
-from ..statistics.soap_statistics import STORED_COMPONENTS, SOAPStatistics
+from ..statistics.soap_statistics import STORED_COMPONENTS
 from .card import CARD_FILE, refresh_card
-from .config import SOAPConfig
 from .opening import BACKBONE_FOLDER, FIGURES_FOLDER, INCLUDED_BACKBONE, OPTIONAL_FILES, statistics_file
 
 logger = logging.get_logger(__name__)
 
 
-class FittedModel(Protocol):
-    """What saving needs of a [`SOAPModelWrapper`]."""
-
-    config: SOAPConfig
-    backbone: PreTrainedModel
-    weights_when_wrapped: Tensor
-    _keys_to_ignore_on_save: Any
-
-    @property
-    def statistics_by_layer(self) -> dict[int, SOAPStatistics]:
-        """What the fit learned."""
-
-    @property
-    def image_processor(self) -> Any:
-        """The backbone's."""
-
-
 def save_head(
-    model: FittedModel,
+    model: Any,
     folder: str | os.PathLike,
     *,
     state_dict: dict[str, Tensor] | None = None,
@@ -64,13 +46,8 @@ def save_head(
     loaded, image_processor = model.statistics_by_layer, model.image_processor  # may come from the Hub
     with staging_folder(target, OPTIONAL_FILES) as staging:
         with _head_alone(model, target, include_backbone):
-            PreTrainedModel.save_pretrained(
-                model,
-                staging,
-                state_dict=state_dict,
-                save_original_format=False,
-                **kwargs,
-            )
+            save = PreTrainedModel.save_pretrained
+            save(model, staging, state_dict=state_dict, save_original_format=False, **kwargs)
         for layer, statistics in loaded.items():
             rank = model.config.ranks[model.config.layers.index(layer)]
             path = staging / statistics_file(model.config, layer)
@@ -93,11 +70,7 @@ def save_backbone(model: Any, folder: Path) -> None:
 
 
 def refuse_other_model(folder: Path) -> None:
-    """Refuses to write a head over a backbone, or over any other model.
-
-    Raises:
-        OutputError: there is one.
-    """
+    """Refuses to write a head over a backbone, or over any other model."""
     config = folder / CONFIG_FILE
     try:
         values = json.loads(config.read_text(encoding="utf-8")) if config.exists() else None
@@ -133,7 +106,7 @@ def relative_reference(backbone: str, folder: str | os.PathLike) -> str:
 
 
 @contextmanager
-def _head_alone(model: FittedModel, target: Path, include_backbone: bool) -> Iterator[None]:
+def _head_alone(model: Any, target: Path, include_backbone: bool) -> Iterator[None]:
     """Within the block, the backbone's weights are left out, and the config refers to it as `target` should."""
     live = model.config
     # only now: a model that holds this one as a part must save the backbone's weights, or it would lose them

@@ -1,7 +1,6 @@
 """A vision backbone, opened once: where it came from, what it takes, and what a probe of it shows."""
 
 import os
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,18 +15,9 @@ from .probing import Probe, probe_size
 
 
 class OpenedBackbone:
-    """A live backbone and what is known of it; everything is asked once.
+    """A live backbone, that of a task model or a composite model too, and what is known of it; all is asked once.
 
-    Args:
-        model (`nn.Module`): a task model or a composite model gives its vision backbone.
-        name_or_path (`str`, *optional*): where it is found again; default: where the model says it came from.
-        revision (`str`, *optional*): commit that pins it there.
-
-    Attributes:
-        model (`PreTrainedModel`): the bare backbone; it stays as it is.
-
-    Raises:
-        BackboneError: not a transformers vision model.
+    It is found again at `name_or_path`, by default where the model says it came from, and there at commit `revision`.
     """
 
     def __init__(self, model: nn.Module, name_or_path: str | None = None, revision: str | None = None):
@@ -49,15 +39,7 @@ class OpenedBackbone:
     ) -> "OpenedBackbone":
         """Loads a backbone by hub id or folder, at the commit where its branch stands now.
 
-        Args:
-            name_or_path (`str`): hub id or folder.
-            dtype (`str` or `torch.dtype`, *optional*): default: the checkpoint's.
-            device (`torch.device`, *optional*): default: the CPU.
-            revision, token: for the Hub.
-            kwargs: handed to `AutoModel.from_pretrained` (`trust_remote_code`, …).
-
-        Raises:
-            BackboneError: it cannot be found or loaded, or takes no images.
+        `dtype` is the checkpoint's and `device` the CPU unless given; `kwargs` reach `AutoModel.from_pretrained`.
         """
         if isinstance(dtype, str) and dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
             raise BackboneError(f"{dtype!r} is no dtype of torch; give float32, bfloat16 or float16.")
@@ -68,7 +50,7 @@ class OpenedBackbone:
         model = load_backbone(name, dtype=dtype or "auto", token=token, **pin, **kwargs)
         return cls(model if device is None else model.to(device), name, commit)
 
-    @cached_property
+    @property
     def native_size(self) -> tuple[int, int] | None:
         """`(height, width)` that it was made for, if it says so."""
         return native_image_size(self.model.config)
@@ -79,11 +61,7 @@ class OpenedBackbone:
         return getattr(self.model.config, "num_channels", None) or 3
 
     def probe(self, size: tuple[int, int] | None = None, *, hidden_states: bool = False) -> Probe:
-        """What it returns for images of noise of a size; default: its native one, else 224 x 224.
-
-        Raises:
-            BackboneError: it cannot take the size.
-        """
+        """What it returns for images of noise of a size; default: its native one, else 224 x 224."""
         size = size or probe_size(self.model)
         known = self._probes.get(size)
         if known is None or (hidden_states and not known.hidden_states):
@@ -95,9 +73,5 @@ class OpenedBackbone:
         self._probes.clear()
 
     def layout(self, layer: int, size: tuple[int, int] | None = None, *, hidden_states: bool = False) -> PatchLayout:
-        """Where the patch tokens of a layer lie.
-
-        Raises:
-            BackboneError, LayoutError: they are not found.
-        """
+        """Where the patch tokens of a layer lie."""
         return PatchLayout.from_probe(self.probe(size, hidden_states=hidden_states or layer >= 0), layer)

@@ -8,17 +8,7 @@ from transformers import PreTrainedModel
 from ..runtime import patch_layout
 from ..runtime.errors import LayoutError
 from ..runtime.patch_layout import MAPS, Order, as_size
-from .evidence import (
-    declared_extra_tokens,
-    declared_frames,
-    declared_order,
-    declared_strides,
-    find_stride,
-    is_clear,
-    possible_strides,
-    probed_prefixes,
-    spots_seen,
-)
+from . import evidence
 from .probing import Probe, probe_size
 
 SPOTS_NEEDED = 2
@@ -86,16 +76,16 @@ class PatchLayout(patch_layout.PatchLayout):
         if unknown:
             raise LayoutError(f"A patch layout has no field {', '.join(sorted(unknown))}.")
         model, tokens = probe.model, probe.tokens(layer)
-        order = overrides.get("order") or declared_order(probe, tokens)
+        order = overrides.get("order") or evidence.declared_order(probe, tokens)
         if order in MAPS:
             return cls(**{"order": order, **overrides})
         num_tokens = tokens.shape[1] // probe.num_images if order == "packed" else tokens.shape[1]
-        prefix, suffix = declared_extra_tokens(model)
+        prefix, suffix = evidence.declared_extra_tokens(model)
         declared: dict[str, Any] = {"order": order, "prefix": prefix, "suffix": suffix} | overrides
         num_patches = num_tokens - declared["prefix"] - declared["suffix"]
-        frames = declared_frames(model.config, probe.num_frames)
+        frames = evidence.declared_frames(model.config, probe.num_frames)
         if declared.get("stride") is None and num_patches % frames == 0:
-            declared["stride"] = find_stride(num_patches // frames, probe.size, model.config)
+            declared["stride"] = evidence.find_stride(num_patches // frames, probe.size, model.config)
         if declared.get("stride") is not None:
             layout = cls(**declared)
             if not overrides:
@@ -114,15 +104,15 @@ class PatchLayout(patch_layout.PatchLayout):
     def _from_moves(cls, probe: Probe, layer: int, order: Order, num_tokens: int, frames: int) -> "PatchLayout | None":
         """The only layout under which each spot moves its own patch: of the config's patch size, else of another."""
         moves = probe.moves(layer)
-        if not is_clear(moves):
+        if not evidence.is_clear(moves):
             return None
-        declared = declared_strides(probe.model.config)
-        for strides in (declared, possible_strides(num_tokens, frames, probe.size)):
+        declared = evidence.declared_strides(probe.model.config)
+        for strides in (declared, evidence.possible_strides(num_tokens, frames, probe.size)):
             found = []
             for stride in strides:
                 grid = frames, probe.size[0] // stride, probe.size[1] // stride
                 num_patches = grid[0] * grid[1] * grid[2]
-                for prefix in probed_prefixes(moves, probe.spots, order, grid, stride, probe.num_frames or 1):
+                for prefix in evidence.probed_prefixes(moves, evidence.spot_places(probe, order, grid, stride)):
                     suffix = num_tokens - prefix - num_patches
                     if prefix >= 0 and suffix >= 0 and num_patches > 1:
                         found.append(cls(order=order, prefix=prefix, suffix=suffix, stride=stride))
@@ -131,20 +121,17 @@ class PatchLayout(patch_layout.PatchLayout):
         return None
 
     def _confirm(self, probe: Probe, layer: int, num_patches: int) -> None:
-        """Refuses the layout if the tokens that move are clearly not those that it says.
-
-        Raises:
-            LayoutError: prints both, and how to override.
-        """
-        moves, stride, num_frames = probe.moves(layer), self.stride or 1, probe.num_frames or 1
+        """Refuses the layout if the tokens that move are clearly not those that it says; the error prints both."""
+        moves, stride = probe.moves(layer), self.stride or 1
         *frames, rows, columns = self.grid(probe.size, num_patches)
-        grid = (frames[0] if frames else 1, rows, columns)
-        if spots_seen(moves, probe.spots, self.order, grid, stride, num_frames, self.prefix) >= SPOTS_NEEDED:
+        places = evidence.spot_places(probe, self.order, (frames[0] if frames else 1, rows, columns), stride)
+        # among patches alone: a CLS or register token with massive activations may move further than all
+        if evidence.spots_seen(moves[:, self.prefix : self.prefix + num_patches], places) >= SPOTS_NEEDED:
             return
         # moves that are not clear refute nothing, but a stride that nobody named needs their support
-        if not is_clear(moves) and stride in declared_strides(probe.model.config):
+        if not evidence.is_clear(moves) and stride in evidence.declared_strides(probe.model.config):
             return
-        found = probed_prefixes(moves, probe.spots, self.order, grid, stride, num_frames)
+        found = evidence.probed_prefixes(moves, places)
         hint = f"with {min(found)} tokens before the patches" if found else "in no raster order"
         raise LayoutError(
             f"{type(probe.model).__name__}'s parameters say {self}, but changing spots of an image moves tokens as if "

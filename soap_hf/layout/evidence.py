@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..runtime.patch_layout import Order, fit_grid
-from .probing import Probe, Spot, whole_numbers
+from .probing import Probe, whole_numbers
 
 CLEAR_LEAD = 3.0
 """A spot counts as evidence if the token that moves most moves this many times as far as the median token."""
@@ -77,11 +77,9 @@ def declared_frames(config: Any, num_frames: int | None) -> int:
 
 def find_stride(num_patches: int, size: tuple[int, int], config: Any) -> int | None:
     """The stride that gives `num_patches`: the config's patch size first, then one that divides the image."""
-    candidates = [stride for stride in range(1, max(size) + 1) if fit_grid(num_patches, size, stride)]
+    candidates = (stride for stride in range(1, max(size) + 1) if fit_grid(num_patches, size, stride))
     declared = declared_strides(config)
-    return min(
-        candidates, key=lambda stride: (stride not in declared, size[0] % stride + size[1] % stride), default=None
-    )
+    return min(candidates, key=lambda side: (side not in declared, size[0] % side + size[1] % side), default=None)
 
 
 def possible_strides(num_tokens: int, frames: int, size: tuple[int, int]) -> Iterator[int]:
@@ -97,42 +95,29 @@ def declared_strides(config: Any) -> set[int]:
     return {*whole_numbers(getattr(config, "patch_size", None)), *whole_numbers(getattr(config, "tubelet_size", None))}
 
 
-def probed_prefixes(
-    moves: Tensor, spots: tuple[Spot, ...], order: Order, grid: tuple[int, int, int], stride: int, num_frames: int
-) -> set[int]:
+def spot_places(probe: Probe, order: Order, grid: tuple[int, int, int], stride: int) -> list[list[int]]:
+    """Where the patches of each spot stand among all patches, on a grid of (frames, rows, columns)."""
+    frames, rows, columns = grid
+    places = []
+    for spot in probe.spots:
+        frame = spot.frame * frames // (probe.num_frames or 1)
+        cells = [row * columns + column for row, column in spot.cells(rows, columns, stride)]
+        frames_last = order == "rows_columns_frames"
+        places.append([cell * frames + frame if frames_last else frame * rows * columns + cell for cell in cells])
+    return places
+
+
+def probed_prefixes(moves: Tensor, places: list[list[int]]) -> set[int]:
     """The numbers of tokens before the patches under which each spot's patch is the token that moves most."""
-    found: set[int] | None = None
-    for move, spot in zip(moves, spots, strict=True):
-        prefixes = {int(move.argmax()) - place for place in _places(spot, order, grid, stride, num_frames)}
-        found = prefixes if found is None else found & prefixes
-    return found or set()
+    strongest = moves.argmax(dim=1).tolist()
+    return set.intersection(*({top - place for place in own} for top, own in zip(strongest, places, strict=True)))
 
 
-def spots_seen(
-    moves: Tensor, spots: tuple[Spot, ...], order: Order, grid: tuple[int, int, int], stride: int, num_frames: int,
-    prefix: int,
-) -> int:  # fmt: skip
-    """How many spots move their own patch at least half as far as any other patch."""
-    seen = 0
-    for move, spot in zip(moves, spots, strict=True):
-        # among patches alone: a CLS or register token with massive activations may move further than all
-        patches = move[prefix : prefix + grid[0] * grid[1] * grid[2]]
-        own = list(_places(spot, order, grid, stride, num_frames))
-        seen += bool(own) and bool(patches[own].max() >= patches.max() / 2)
-    return seen
+def spots_seen(moves: Tensor, places: list[list[int]]) -> int:
+    """How many spots move their own patch at least half as far as any other; `moves` are of the patches alone."""
+    return sum(bool(own) and bool(move[own].max() >= move.max() / 2) for move, own in zip(moves, places, strict=True))
 
 
 def is_clear(moves: Tensor) -> bool:
     """Whether every spot moves one token much further than most."""
     return bool((moves.max(dim=1).values > CLEAR_LEAD * moves.median(dim=1).values).all())
-
-
-def _places(spot: Spot, order: Order, grid: tuple[int, int, int], stride: int, num_frames: int) -> Iterator[int]:
-    """Where the patches of a spot stand among all patches."""
-    frames, rows, columns = grid
-    frame = spot.frame * frames // num_frames
-    for row, column in spot.cells(rows, columns, stride):
-        if order == "rows_columns_frames":
-            yield (row * columns + column) * frames + frame
-        else:
-            yield (frame * rows + row) * columns + column

@@ -34,18 +34,10 @@ class Spot:
 
 
 class Probe:
-    """One forward pass over a noise image, the same image again, and copies of it with one spot changed.
+    """One forward pass of a backbone over a noise image, the same again, and copies of it with one `Spot` changed.
 
-    Args:
-        model (`PreTrainedModel`): a vision backbone; it is left as it was.
-        size (`(height, width)`): of the images.
-        hidden_states (`bool`, defaults to `False`): look at those as well.
-
-    Attributes:
-        size, num_frames (`int`, *optional*), spots (`tuple[Spot]`): what went in.
-
-    Raises:
-        BackboneError: it cannot take the size.
+    The model is left as it was; `hidden_states` looks at those as well. A `BackboneError` says that it cannot take
+    images of `size`, which is `(height, width)`.
     """
 
     def __init__(self, model: PreTrainedModel, size: tuple[int, int], hidden_states: bool = False):
@@ -53,14 +45,13 @@ class Probe:
         backbone = unmasked(model)
         convention = CallConvention.of(backbone)
         self.num_frames = convention.num_frames
-        self.spots = _spots(size, _spot_size(model.config, size), (self.num_frames or 1) - 1)
+        self.spots = _spots(model.config, size, (self.num_frames or 1) - 1)
         parameter = next(model.parameters())
         pixels = self._pixels(getattr(model.config, "num_channels", None) or 3).to(parameter.device, parameter.dtype)
+        arguments = convention.complete(pixels, {"output_hidden_states": True} if hidden_states else {})
         with torch.no_grad(), evaluation_mode(backbone):
             try:
-                self.outputs = backbone(
-                    **convention.complete(pixels, {"output_hidden_states": True} if hidden_states else {})
-                )
+                self.outputs = backbone(**arguments)
             except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, AssertionError) as error:
                 raise BackboneError(
                     f"{type(model).__name__} cannot take images of {size[0]} x {size[1]} pixels "
@@ -73,11 +64,7 @@ class Probe:
         return len(self.spots) + 2
 
     def tokens(self, layer: int) -> Tensor:
-        """What the backbone returned for every image, `(B, N, D)`, `(1, sum N, D)` or a map.
-
-        Raises:
-            BackboneError: pooled features only, or other tokens for the same image.
-        """
+        """What the backbone returned: `(B, N, D)`, `(1, sum N, D)` or a map, which is alike for the same image."""
         tokens = layer_tokens(self.outputs, layer)
         if not isinstance(tokens, Tensor) or tokens.ndim not in (3, 4):
             what = f"a tensor of shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else "several tensors"
@@ -118,14 +105,12 @@ class Probe:
         return clips if self.num_frames is not None else clips.squeeze(1)
 
 
-def _spot_size(config: Any, size: tuple[int, int]) -> int:
-    """One patch, if the config names its size, else an eighth of the image."""
-    patch = min(whole_numbers(getattr(config, "patch_size", None)), default=max(1, min(size) // 8))
-    return min(patch, *size)
+def _spots(config: Any, size: tuple[int, int], last_frame: int) -> tuple[Spot, ...]:
+    """Bottom left, top right, and one off the centre: no two of them in a row, a column or a diagonal.
 
-
-def _spots(size: tuple[int, int], side: int, last_frame: int) -> tuple[Spot, ...]:
-    """Bottom left, top right, and one off the centre: no two of them in a row, a column or a diagonal."""
+    Each is a patch, if the config names its size, else an eighth of the image.
+    """
+    side = min(min(whole_numbers(getattr(config, "patch_size", None)), default=max(1, min(size) // 8)), *size)
     last_row, last_column = size[0] // side - 1, size[1] // side - 1
     cells = ((last_row, 0, last_frame), (0, last_column, 0), (last_row // 2, 2 * last_column // 3, last_frame))
     return tuple(

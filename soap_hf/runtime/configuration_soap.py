@@ -16,14 +16,14 @@ SubConfigSpec: Any = getattr(configuration_utils, "SubConfigSpec", None)
 HEAD_FORMAT = 1
 """Version of the head's files; raised when an older package could not read them."""
 
+MAX_BASES, MAX_HIDDEN_SIZE = 1 << 22, 1 << 20
+"""Numbers in the bases of a head, and widths: beyond these a config is malformed, and would fill the memory."""
+
 
 class SOAPConfig(BackboneConfigMixin, PretrainedConfig):
     """Configuration of a head: its backbone, and for each layer, in parallel lists, what is removed and from where.
 
     The package's class of the same name says what each value means, and refuses absurd ones.
-
-    Raises:
-        HeadError: the lists do not run in parallel or a layer is not allowed.
     """
 
     model_type = "soap"
@@ -44,6 +44,7 @@ class SOAPConfig(BackboneConfigMixin, PretrainedConfig):
     tau: float = 0.05
     threshold: float = 0.75
     components: list[list[dict[str, Any]]] = field(default_factory=list)
+    checks: list[dict[str, Any]] = field(default_factory=list)
     fit: dict[str, Any] | None = None
     head_format: int = HEAD_FORMAT
 
@@ -55,16 +56,14 @@ class SOAPConfig(BackboneConfigMixin, PretrainedConfig):
         if self.head_format > HEAD_FORMAT:
             raise HeadError(f"This head has format {self.head_format}, newer than {HEAD_FORMAT}; upgrade soap-hf.")
         numbers = {"tau": self.tau, "threshold": self.threshold} | ({} if self.mu == "auto" else {"mu": self.mu})
-        if not all(map(_is_finite, numbers.values())):
+        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers.values()):
             raise HeadError(f"tau, threshold and mu of a head must be finite numbers, but are {numbers}.")
         if len(set(self.layers)) != len(self.layers) or any(layer < -1 for layer in self.layers):
             raise HeadError(f"layers must be different numbers from -1 upwards, not {self.layers}.")
-        lengths = {len(self.layers), len(self.hidden_sizes), len(self.ranks), len(self.layouts)}
-        if self.hidden_sizes and lengths != {len(self.layers)}:
-            raise HeadError(
-                f"A head of {len(self.layers)} layers needs as many hidden_sizes, ranks and layouts, not "
-                f"{len(self.hidden_sizes)}, {len(self.ranks)} and {len(self.layouts)}."
-            )
+        counts = [len(self.hidden_sizes), len(self.ranks), len(self.layouts)]
+        if self.hidden_sizes and set(counts) != {len(self.layers)}:
+            what = f"as many hidden_sizes, ranks and layouts, not {', '.join(map(str, counts))}"
+            raise HeadError(f"A head of {len(self.layers)} layers needs {what}.")
         if self.components and len(self.components) != len(self.layers):
             raise HeadError(f"A head of {len(self.layers)} layers has components of {len(self.components)}.")
         sizes = list(zip(self.hidden_sizes, self.ranks, strict=False))
@@ -97,15 +96,6 @@ class SOAPConfig(BackboneConfigMixin, PretrainedConfig):
         except HeadError:
             raise
         except Exception as error:  # transformers raises whatever a value of another kind leads to
-            raise HeadError(
-                f"The head's config is malformed ({first_sentence(error)}); fetch or fit it again."
-            ) from error
+            what = first_sentence(error)
+            raise HeadError(f"The head's config is malformed ({what}); fetch or fit it again.") from error
         return (loaded[0], {**loaded[1], **given}) if kwargs.get("return_unused_kwargs") else loaded
-
-
-MAX_BASES, MAX_HIDDEN_SIZE = 1 << 22, 1 << 20
-"""Numbers in the bases of a head, and widths: beyond these a config is malformed, and would fill the memory."""
-
-
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)

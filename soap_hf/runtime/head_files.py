@@ -50,13 +50,10 @@ class HeadSource:
         Raises:
             HeadError: the head cannot be reached or has no such file.
         """
-        try:
-            path = cached_file(self.name_or_path, filename, **self.hub_kwargs)
-            if path is None:
-                raise OSError("it is not there")
-            return Path(path)
-        except (OSError, ValueError) as error:
-            raise self._unreachable(filename, error) from error
+        path = self.fetch_if_there(filename)
+        if path is None:
+            raise self._unreachable(filename, OSError("it is not there"))
+        return path
 
     def fetch_if_there(self, filename: str) -> Path | None:
         """As `fetch`, but `None` if the head has no such file; an error if nobody can know."""
@@ -81,22 +78,14 @@ class HeadSource:
         )
 
     def config(self, config_class: type[SOAPConfig] = SOAPConfig) -> Any:
-        """The head's configuration.
-
-        Raises:
-            HeadError: it is missing or malformed, or belongs to something else.
-        """
+        """The head's configuration; a `HeadError` if it is missing or malformed, or belongs to something else."""
         values = read_json(self.fetch(CONFIG_FILE), f"config of the head {self.name_or_path!r}")
         if not is_head_config(values):
             raise HeadError(f"{self.name_or_path!r} is not a SOAP head: its config has another model_type.")
         return config_class.from_dict(values)
 
     def projections(self, config: SOAPConfig) -> dict[int, SOAPProjection]:
-        """The head's projections by layer, checked against its config.
-
-        Raises:
-            HeadError: the file is missing or malformed, or does not hold what the config promises.
-        """
+        """The head's projections by layer; a `HeadError` if they are missing, or not what the config promises."""
         path = self.fetch(WEIGHTS_FILE)
         if not config.hidden_sizes:
             raise HeadError(
@@ -119,9 +108,6 @@ class HeadSource:
         """The backbone's hub id or folder, and the keyword arguments that pin it.
 
         One that starts with `./` or `../` is relative to the head: beside or inside its folder, or in its repository.
-
-        Raises:
-            HeadError: the config names no backbone, or one outside the repository.
         """
         name, reference = self.name_or_path, config.backbone_name_or_path
         if not reference:
@@ -140,10 +126,7 @@ class HeadSource:
 
 
 def commit_of(name_or_path: str, revision: str | None = None, **hub_kwargs: Any) -> str | None:
-    """The commit that a branch or tag of a hub repository stands at now; `hub_kwargs` are `token`, `cache_dir`, ….
-
-    Of a folder, or if the Hub is out of reach, it is `revision` itself.
-    """
+    """The commit that a branch or tag on the Hub stands at now; `revision` itself of a folder, or without the Hub."""
     if os.path.isdir(name_or_path):
         return revision
     try:
@@ -159,11 +142,7 @@ def is_head_config(values: Any) -> bool:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """What a JSON file of a head holds; `what` says which, for error messages.
-
-    Raises:
-        HeadError: it cannot be read, is not JSON, or is larger than any head's.
-    """
+    """What a JSON file of a head holds; a `HeadError` says which (`what`) is not JSON or larger than any head's."""
     try:
         if path.stat().st_size > MAX_JSON:
             raise OSError(f"it has more than {MAX_JSON} bytes")
@@ -177,13 +156,11 @@ def read_tensors(
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file, of real numbers, all of them finite, and its metadata.
 
-    Args:
-        names (`set[str]`, *optional*): the tensors it must hold, no more and no fewer; `None` reads what there is.
-        what (`str`): what the file is, for error messages, e.g. `"head"`.
-        trusted (`bool`, defaults to `False`): a file of the user's own, of any size and any dtypes.
+    It must hold the tensors `names`, no more and no fewer; `None` reads what there is. A `trusted` file is the user's
+    own, of any size and any dtypes.
 
     Raises:
-        HeadError: the file is missing, not safetensors, larger than any head, or its tensors are not as they must be.
+        HeadError: the file (`what` says which) is missing, not safetensors, too large, or its tensors are not as told.
     """
     try:
         if not trusted:
@@ -220,11 +197,7 @@ def _refuse_large(path: Path) -> None:
 
 
 def check_same_architecture(stored: PretrainedConfig | None, actual: PretrainedConfig) -> None:
-    """Refuses a backbone that is not of the architecture and width the head was fitted on.
-
-    Raises:
-        HeadError: names the first difference.
-    """
+    """Refuses a backbone of another architecture or width than the head's, and names the first difference."""
     sizes = ("hidden_size", "hidden_sizes", "embed_dim", "num_hidden_layers", "depths", "patch_size")
     for name in ("model_type", *sizes) if stored is not None else ():
         here, there = (getattr(config, name, None) for config in (stored, actual))

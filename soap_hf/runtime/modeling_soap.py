@@ -36,15 +36,6 @@ class SOAPModelWrapper(PreTrainedModel):
 
     It loads and runs a head. Fitting, saving, pushing and another strength are in the package, whose class of the same
     name builds on this one and says more.
-
-    Args:
-        config ([`SOAPConfig`]): the head's configuration.
-        backbone (`PreTrainedModel`, *optional*): the live backbone; without it one is built from `config.backbone`,
-            with random weights, as `from_config` does.
-        projections (`dict[int, SOAPProjection]`, *optional*): one for each of `config.layers`; default: identities.
-
-    Raises:
-        HeadError: neither a backbone nor its configuration.
     """
 
     config_class = SOAPConfig
@@ -169,9 +160,7 @@ class SOAPModelWrapper(PreTrainedModel):
             HeadError: the tokens have another width than the head.
             LayoutError: the patch tokens do not lie where the head expects them.
         """
-        if pixel_values is None:
-            pixel_values = kwargs.pop("pixel_values_videos", None)
-        if pixel_values is None:
+        if pixel_values is None and (pixel_values := kwargs.pop("pixel_values_videos", None)) is None:
             raise HeadError("A forward pass needs pixel_values.")
         needs_states = any(layer >= 0 for layer in self.config.layers)
         if output_hidden_states or needs_states or (output_hidden_states is None and self.config.output_hidden_states):
@@ -226,10 +215,7 @@ class SOAPModelWrapper(PreTrainedModel):
 
 
 class SOAPBackbone(BackboneMixin, SOAPModelWrapper):
-    """A vision backbone whose clean patch tokens come out as feature maps, a stage for each layer of the head.
-
-    `AutoBackbone.from_pretrained` loads it by hub id; given a folder it fails for every model of transformers.
-    """
+    """A vision backbone whose clean patch tokens come out as feature maps, a stage for each layer of the head."""
 
     def __init__(self, config: SOAPConfig, *parts: Any, **named_parts: Any):
         if config.out_features is None:

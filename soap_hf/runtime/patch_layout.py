@@ -24,9 +24,6 @@ class PatchLayout:
     """Where the patch tokens lie in the tensor that a backbone returns: their order, and how many others there are.
 
     The package's class of the same name says what each field means, and finds the layout of a backbone.
-
-    Raises:
-        LayoutError: an unknown order, or a count that is none.
     """
 
     order: Order = "tokens"
@@ -37,20 +34,16 @@ class PatchLayout:
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
             raise LayoutError(f"order must be one of {', '.join(ORDERS)}, not {self.order!r}.")
-        counts = {"prefix": self.prefix, "suffix": self.suffix, "stride": 1 if self.stride is None else self.stride}
-        for name, value in counts.items():
-            if not isinstance(value, int) or value < (name == "stride"):
+        stride = 1 if self.stride is None else self.stride
+        for name, value, least in (("prefix", self.prefix, 0), ("suffix", self.suffix, 0), ("stride", stride, 1)):
+            if not isinstance(value, int) or value < least:
                 raise LayoutError(
                     f"{name} of a patch layout must be a whole number of tokens or pixels, not {value!r}."
                 )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Any:
-        """Reads the layout of a head's config.
-
-        Raises:
-            HeadError: unknown fields or impossible values.
-        """
+        """The layout that a head's config holds; a `HeadError` says what is impossible in it."""
         try:
             return cls(**values)
         except (TypeError, LayoutError) as error:
@@ -63,10 +56,7 @@ class PatchLayout:
     def grid(self, image_size: int | tuple[int, int] | None, num_patches: int) -> tuple[int, ...]:
         """Rows and columns (frames, rows and columns of a clip) of `num_patches` patches of one image.
 
-        Partial patches at the border are dropped or padded, whichever gives `num_patches`.
-
-        Raises:
-            LayoutError: neither does, or the stride is not known.
+        Partial patches at the border are dropped or padded, whichever gives `num_patches`; a `LayoutError` if neither.
         """
         size = as_size(image_size)
         if self.stride is None or size is None:
@@ -102,8 +92,15 @@ class PatchLayout:
             return tokens.permute(0, 2, 3, 1)
         if self.order == "channels_last":
             return tokens
-        if self.order == "packed":
-            return self._unpacked(tokens, image_size)
+        if self.order == "packed":  # the images of a batch, of one size, end to end
+            size, stride = as_size(image_size) or (0, 0), self.stride or 1
+            rows, columns = size[0] // stride, size[1] // stride
+            if len(tokens) != 1 or rows * columns == 0 or tokens.shape[1] % (rows * columns):
+                raise LayoutError(
+                    f"Packed tokens of shape {tuple(tokens.shape)} are no grids of stride {stride} over {size[0]} x "
+                    f"{size[1]} pixels: lay out images of one size at a time."
+                )
+            return tokens.view(-1, rows, columns, tokens.shape[-1])
         patches = tokens[:, self.prefix : tokens.shape[1] - self.suffix]
         grid = self.grid(image_size, patches.shape[1])
         if self.order == "rows_columns_frames":
@@ -111,11 +108,7 @@ class PatchLayout:
         return patches.unflatten(1, grid)
 
     def map_patches(self, tokens: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """Applies `function` (on `(..., D)`) to the patch tokens; prefix and suffix pass through untouched.
-
-        Raises:
-            LayoutError: the tokens do not lie as this layout says.
-        """
+        """Applies `function` (on `(..., D)`) to the patch tokens, and to no others; errors as in `patches`."""
         self._check_rank(tokens)
         if self.order == "channels_first":
             return function(tokens.movedim(1, -1)).movedim(-1, 1)
@@ -126,18 +119,10 @@ class PatchLayout:
         return torch.cat((tokens[:, : self.prefix], clean, tokens[:, end:]), dim=1)
 
     def pooled(self, tokens: Tensor, image_size: tuple[int, int], pooling: Pooling) -> Tensor:
-        """One vector for each image.
+        """One vector for each image, `(B, D)`, of tokens as in `patches`; a `LayoutError` if there can be none.
 
-        Args:
-            tokens, image_size: as in `patches`.
-            pooling (`str`): `"mean"` over the patch tokens, `"cls"` for the first token before them, `"cls+mean"` for
-                both side by side.
-
-        Returns:
-            `torch.Tensor` of shape `(B, D)`, or `(B, 2 * D)` for both.
-
-        Raises:
-            LayoutError: an unknown pooling, or no token before the patches.
+        `pooling` is `"mean"` over the patch tokens, `"cls"` for the first token before them, or `"cls+mean"` for both
+        side by side, `(B, 2 * D)`.
 
         Example:
             >>> PatchLayout(prefix=1, stride=8).pooled(torch.zeros(2, 1 + 16, 4), (32, 32), "cls+mean").shape
@@ -151,17 +136,6 @@ class PatchLayout:
         if "mean" in pooling:
             parts.append(self.patches(tokens, image_size).flatten(1, -2).mean(dim=1))
         return torch.cat(parts, dim=-1)
-
-    def _unpacked(self, tokens: Tensor, image_size: int | tuple[int, int] | None) -> Tensor:
-        """Packed tokens of images of one size, `(B, rows, columns, D)`."""
-        size, stride = as_size(image_size) or (0, 0), self.stride or 1
-        rows, columns = size[0] // stride, size[1] // stride
-        if len(tokens) != 1 or rows * columns == 0 or tokens.shape[1] % (rows * columns):
-            raise LayoutError(
-                f"Packed tokens of shape {tuple(tokens.shape)} are no grids of stride {stride} over {size[0]} x "
-                f"{size[1]} pixels: lay out images of one size at a time."
-            )
-        return tokens.view(-1, rows, columns, tokens.shape[-1])
 
     def _check_rank(self, tokens: Tensor) -> None:
         if tokens.ndim != (4 if self.order in MAPS else 3):
@@ -180,11 +154,7 @@ def fit_grid(num_patches: int, size: tuple[int, int], stride: int) -> tuple[int,
 
 
 def as_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    """`(height, width)` from an int or a pair; `None` stays `None`.
-
-    Raises:
-        LayoutError: anything else, or not positive.
-    """
+    """`(height, width)` from an int or a pair; `None` stays `None`, and a `LayoutError` refuses the rest."""
     if image_size is None:
         return None
     sides = (image_size, image_size) if isinstance(image_size, (int, float)) else tuple(image_size)
@@ -195,11 +165,7 @@ def as_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
 
 
 def check_finite(tokens: Tensor, what: str = "The patch tokens") -> None:
-    """Refuses tokens with NaN or Inf.
-
-    Raises:
-        NonFiniteTokensError: says what they are, and the way out.
-    """
+    """Refuses tokens with NaN or Inf: a `NonFiniteTokensError` says what they are, and the way out."""
     if not torch.isfinite(tokens).all():
         dtype = str(tokens.dtype).removeprefix("torch.")
         wide = tokens.dtype in (torch.float32, torch.float64)
@@ -211,14 +177,10 @@ def layer_tokens(outputs: Any, layer: int) -> Tensor:
     """The tensor that a head belongs to: `last_hidden_state` for -1, `hidden_states[layer]` otherwise.
 
     For -1 a backbone without `last_hidden_state` gives the last of its `feature_maps`.
-
-    Raises:
-        BackboneError: the backbone does not return it.
     """
     if layer == -1:
-        maps = getattr(outputs, "feature_maps", None) or (None,)
         tokens = getattr(outputs, "last_hidden_state", None)
-        tokens = maps[-1] if tokens is None else tokens
+        tokens = (getattr(outputs, "feature_maps", None) or (None,))[-1] if tokens is None else tokens
         if tokens is None:
             raise BackboneError(
                 f"{type(outputs).__name__} has no last_hidden_state: the backbone returns no patch tokens."

@@ -59,10 +59,7 @@ class SOAPProjection(nn.Module):
         return self.basis.shape[1]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Removes the directions.
-
-        Args:
-            tokens (`torch.Tensor` of shape `(..., D)`): patch tokens, any floating dtype; with `k = 0` they come back.
+        """Removes the directions from tokens `(..., D)` of any floating dtype; with `k = 0` it gives them back.
 
         Raises:
             HeadError: tokens of another width.

@@ -15,32 +15,25 @@ from transformers.backbone_utils import BackboneMixin
 from transformers.configuration_utils import PretrainedConfig
 
 from .errors import BackboneError, first_sentence
+from .head_files import HUB_KWARGS
 
 PIXEL_ARGUMENTS = ("pixel_values", "pixel_values_videos")
 _BESIDE_PIXELS = {"input_ids", "decoder_input_ids", "decoder_inputs_embeds"}
 _PACKED_ARGUMENTS = {"pixel_attention_mask", "spatial_shapes"}
-_CONFIG_KWARGS = (
-    *("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token", "trust_remote_code"),
-)
+_POOLER = "pooler."
 
 
 def load_backbone(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
     """Loads a vision backbone by hub id or folder, with every weight from the checkpoint.
 
-    Of a composite model (CLIP, SigLIP, BLIP-2, …) the vision tower is taken.
-
-    Args:
-        name_or_path (`str`): hub id or folder.
-        kwargs: handed to `AutoModel.from_pretrained` (`revision`, `dtype`, `device_map`, `token`, …).
-
-    Returns:
-        The backbone in evaluation mode. A pooler that the checkpoint lacks is taken out, so that `pooler_output` is
-        `None` rather than made by random weights.
+    Of a composite model (CLIP, SigLIP, BLIP-2, …) the vision tower is taken. `kwargs` reach
+    `AutoModel.from_pretrained` (`revision`, `dtype`, `device_map`, `token`, …). It comes in evaluation mode; a pooler
+    that the checkpoint lacks is taken out, so that `pooler_output` is `None` rather than made by random weights.
 
     Raises:
         BackboneError: it cannot be found or loaded, takes no images, or the checkpoint lacks weights.
     """
-    hub_kwargs = {name: value for name, value in kwargs.items() if name in _CONFIG_KWARGS}
+    hub_kwargs = {name: value for name, value in kwargs.items() if name in (*HUB_KWARGS, "trust_remote_code")}
     if os.path.isabs(name_or_path) and not os.path.isdir(name_or_path):
         raise BackboneError(f"There is no folder {name_or_path} with a backbone; if it moved, pass backbone=….")
     try:
@@ -49,7 +42,7 @@ def load_backbone(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
         inner = tower_config(config)
         if inner is not None and type(inner) in MODEL_MAPPING:
             tower, missing = _load(name_or_path, AutoModel, config=inner, **kwargs)
-            if not [key for key in missing if not _is_pooler(key)]:
+            if all(key.startswith(_POOLER) for key in missing):
                 return _finish(tower, missing, name_or_path)
         backbone, missing = _load(name_or_path, _model_class(config), **kwargs)
     except BackboneError:
@@ -60,18 +53,13 @@ def load_backbone(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
             "a transformers vision model."
         ) from error
     if inner is not None:
-        path, tower = _only_tower(backbone)
+        path, backbone = _only_tower(backbone)
         missing = [key.removeprefix(f"{path}.") for key in missing if key.startswith(f"{path}.")]
-        return _finish(tower, missing, name_or_path)
     return _finish(backbone, missing, name_or_path)
 
 
 def bare_backbone(model: nn.Module) -> PreTrainedModel:
-    """The part of a live model that returns tokens: a task model's base model, a composite model's vision tower.
-
-    Raises:
-        BackboneError: not a transformers vision model.
-    """
+    """The part of a live model that returns tokens: a task model's base model, a composite model's vision tower."""
     if not isinstance(model, PreTrainedModel):
         raise BackboneError(
             f"A backbone must be a transformers model, a hub id or a folder, not {type(model).__name__}."
@@ -104,10 +92,7 @@ def tower_config(config: PretrainedConfig) -> PretrainedConfig | None:
 
 
 def vision_towers(model: nn.Module) -> dict[str, PreTrainedModel]:
-    """Paths and modules of the vision backbones of transformers in a model.
-
-    A task model is none beside the backbone inside it.
-    """
+    """Paths and modules of the vision backbones of transformers in a model; no task model beside the one inside it."""
     known: dict[str, PreTrainedModel] = {}
     others: dict[str, PreTrainedModel] = {}
     for path, module in model.named_modules():
@@ -115,11 +100,8 @@ def vision_towers(model: nn.Module) -> dict[str, PreTrainedModel]:
         if not inside and isinstance(module, PreTrainedModel) and takes_pixels(module):
             (known if is_automodel(module) else others)[path] = module
     found = known | others
-    return {
-        path: module
-        for path, module in found.items()
-        if path in known or not any(is_inside(below, path) for below in found if below != path)
-    }
+    holders = {path for path in others if any(is_inside(below, path) for below in found if below != path)}
+    return {path: module for path, module in found.items() if path not in holders}
 
 
 def is_inside(path: str, above: str) -> bool:
@@ -165,26 +147,18 @@ def _load(name_or_path: str, model_class: Any, **kwargs: Any) -> tuple[PreTraine
 def _finish(backbone: PreTrainedModel, missing: list[str], name: str) -> PreTrainedModel:
     """The backbone ready for use, if it takes images and its checkpoint lacks nothing but a pooler."""
     _require_images(backbone, name)
-    if missing and all(_is_pooler(key) for key in missing):
-        backbone.pooler = None
-    elif missing:
+    if lacking := [key for key in missing if not key.startswith(_POOLER)]:
         raise BackboneError(
-            f"The checkpoint {name!r} lacks weights of {type(backbone).__name__} (e.g. {missing[0]}; {len(missing)} "
+            f"The checkpoint {name!r} lacks weights of {type(backbone).__name__} (e.g. {lacking[0]}; {len(lacking)} "
             "in all), which would be random; load the right model class and pass the live model."
         )
+    if missing:
+        backbone.pooler = None
     return backbone.eval()
 
 
-def _is_pooler(key: str) -> bool:
-    return key.startswith("pooler.")
-
-
 def _only_tower(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:
-    """Path and module of a composite model's vision tower.
-
-    Raises:
-        BackboneError: there is none that takes images, or there are several.
-    """
+    """Path and module of a composite model's vision tower, if it has one and no other."""
     found = {path: tower for path, tower in vision_towers(model).items() if tower is not model}
     if len(found) != 1:
         raise BackboneError(
@@ -197,17 +171,11 @@ def _only_tower(model: PreTrainedModel) -> tuple[str, PreTrainedModel]:
 def _require_images(backbone: PreTrainedModel, name: str) -> None:
     if not takes_pixels(backbone):
         kind = backbone.config.model_type
-        raise BackboneError(
-            f"{name} ({kind}) is not a vision backbone: its forward takes no pixels, or text beside them."
-        )
+        raise BackboneError(f"{name} ({kind}) is not a vision backbone: its forward takes no pixels, or text too.")
 
 
 def unmasked(backbone: PreTrainedModel) -> PreTrainedModel:
-    """The backbone without random masking of its input.
-
-    Only ViTMAE masks by default: of it this returns a view that shares every parameter and keeps all patches. Every
-    other backbone is returned as it is.
-    """
+    """The backbone without random masking: of a ViTMAE a view with all patches, which shares its parameters."""
     if backbone.config.model_type != "vit_mae" or backbone.config.mask_ratio == 0:
         return backbone
     install_capturing_hooks(backbone)
@@ -251,11 +219,7 @@ class CallConvention:
 
     @classmethod
     def of(cls, backbone: PreTrainedModel) -> "CallConvention":
-        """The convention of one backbone.
-
-        Raises:
-            BackboneError: it needs inputs that cannot be made from an image alone.
-        """
+        """The convention of one backbone; a `BackboneError` if it needs what cannot be made from an image alone."""
         config, arguments = backbone.config, inspect.signature(backbone.forward).parameters
         required = {name for name, argument in arguments.items() if _is_required(argument)}
         packed = required >= _PACKED_ARGUMENTS

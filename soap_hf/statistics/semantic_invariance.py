@@ -13,49 +13,25 @@ from torch import Tensor
 
 from ..runtime.errors import SOAPError
 
-
-def position_scores(p: Tensor, q: Tensor, *, alpha: float = 2.0, gamma: float = 1.0) -> Tensor:
-    r"""Semantic invariance of every component at every position.
-
-    $s_{n,d} = 2\,(pq + (1-p)(1-q))^\gamma \,/\, (\lVert(p, 1-p)\rVert_\alpha + \lVert(q, 1-q)\rVert_\alpha)$
-
-    Args:
-        p (`torch.Tensor` of shape `(*grid, D)`): share of real images with a positive response, in [0, 1].
-        q (`torch.Tensor` of shape `(*grid, D)`): the same for synthetic images.
-        alpha (`float`, defaults to 2.0): order of the norms, at least 1.
-        gamma (`float`, defaults to 1.0): exponent of the agreement, at least 1 (below, scores could exceed 1).
-
-    Returns:
-        `torch.Tensor` of shape `(*grid, D)`, in [0, 1], dtype of the inputs.
-
-    Raises:
-        SOAPError: shapes differ, or `alpha` or `gamma` is out of range.
-    """
-    if p.shape != q.shape:
-        raise SOAPError(
-            f"Real and synthetic responses must share one grid, but have shapes {tuple(p.shape)} and {tuple(q.shape)}."
-        )
-    if not (alpha >= 1 and gamma >= 1):
-        raise SOAPError(f"alpha and gamma must be at least 1, not alpha={alpha} and gamma={gamma}.")
-    agreement = p * q + (1 - p) * (1 - q)
-    norms = sum(torch.linalg.vector_norm(torch.stack((r, 1 - r)), ord=alpha, dim=0) for r in (p, q))
-    return 2 * agreement**gamma / norms
+Mu = float | Literal["auto"]
+"""How many components to remove, or as many as score above a threshold."""
 
 
 def semantic_invariance(p: Tensor, q: Tensor, *, alpha: float = 2.0, gamma: float = 1.0) -> Tensor:
-    """Semantic invariance of every component: `position_scores` averaged over positions (arXiv 2604.00172).
+    r"""Semantic invariance of every component, averaged over positions (arXiv 2604.00172).
+
+    $s_{n,d} = 2\,(pq + (1-p)(1-q))^\gamma \,/\, (\lVert(p, 1-p)\rVert_\alpha + \lVert(q, 1-q)\rVert_\alpha)$
 
     A component scores 1 if it answers alike on every real and every synthetic image at each position, and 0.7071 if
     its answers are coin flips.
 
     Args:
-        p (`torch.Tensor` of shape `(*grid, D)`): share of real images with a positive response, in [0, 1].
-        q (`torch.Tensor` of shape `(*grid, D)`): the same for synthetic images.
+        p, q (`torch.Tensor` of shape `(*grid, D)`): share of real and of synthetic images with a positive response.
         alpha (`float`, defaults to 2.0): order of the norms, at least 1.
         gamma (`float`, defaults to 1.0): exponent of the agreement, at least 1 (below, scores could exceed 1).
 
     Returns:
-        `torch.Tensor` of shape `(D,)`.
+        `torch.Tensor` of shape `(D,)`, in [0, 1], dtype of the inputs.
 
     Raises:
         SOAPError: shapes differ, or `alpha` or `gamma` is out of range.
@@ -65,33 +41,20 @@ def semantic_invariance(p: Tensor, q: Tensor, *, alpha: float = 2.0, gamma: floa
         >>> left_right = torch.tensor([[1.0], [0.0]])  # positive on the left, negative on the right, on all images
         >>> semantic_invariance(left_right, left_right)
         tensor([1.])
-        >>> semantic_invariance(torch.full((2, 1), 0.5), torch.full((2, 1), 0.5))
-        tensor([0.7071])
     """
-    scores = position_scores(p, q, alpha=alpha, gamma=gamma)
+    if p.shape != q.shape:
+        raise SOAPError(
+            f"Real and synthetic responses must share one grid, but have shapes {tuple(p.shape)} and {tuple(q.shape)}."
+        )
+    if not (alpha >= 1 and gamma >= 1):
+        raise SOAPError(f"alpha and gamma must be at least 1, not alpha={alpha} and gamma={gamma}.")
+    agreement = p * q + (1 - p) * (1 - q)
+    norms = sum(torch.linalg.vector_norm(torch.stack((r, 1 - r)), ord=alpha, dim=0) for r in (p, q))
+    scores = 2 * agreement**gamma / norms
     return scores.reshape(-1, scores.shape[-1]).mean(dim=0)
 
 
-def resolve_mu(scores: Tensor, mu: float | Literal["auto"] = "auto", threshold: float = 0.75) -> float:
-    """The number of components to suppress: `mu` itself, or for `"auto"` how many score above `threshold`.
-
-    Example:
-        >>> import torch
-        >>> resolve_mu(torch.tensor([0.9, 0.7, 0.8]))
-        2.0
-    """
-    if isinstance(mu, str):
-        if mu != "auto":
-            raise SOAPError(f'mu must be a number or "auto", not {mu!r}.')
-        return float((scores > threshold).sum())
-    if not math.isfinite(mu):
-        raise SOAPError(f'mu must be a finite number or "auto", not {mu}.')
-    return float(mu)
-
-
-def suppression_weights(
-    scores: Tensor, *, mu: float | Literal["auto"] = "auto", tau: float = 0.05, threshold: float = 0.75
-) -> Tensor:
+def suppression_weights(scores: Tensor, *, mu: Mu = "auto", tau: float = 0.05, threshold: float = 0.75) -> Tensor:
     r"""How much of every component is removed.
 
     $w_d = s_d\,\sigma((\mu - 0.5 - r_d) / \tau)$ with $r_d = 0, 1, \dots$ the rank of $s_d$ in decreasing order
@@ -115,8 +78,6 @@ def suppression_weights(
         >>> import torch
         >>> suppression_weights(torch.tensor([0.70, 0.96, 0.84])).round(decimals=3)
         tensor([0.0000, 0.9600, 0.8400])
-        >>> suppression_weights(torch.tensor([0.70, 0.71, 0.69]))
-        tensor([0., 0., 0.])
     """
     if not tau > 0:
         raise SOAPError(f"tau must be above 0, not {tau}.")
@@ -124,7 +85,9 @@ def suppression_weights(
         raise SOAPError(f"threshold must be a finite number, not {threshold}.")
     if not torch.isfinite(scores).all():
         raise SOAPError("Scores must be finite, but some are NaN or Inf.")
-    count = resolve_mu(scores, mu, threshold)
+    if mu != "auto" and (isinstance(mu, str) or not math.isfinite(mu)):
+        raise SOAPError(f'mu must be a finite number or "auto", not {mu!r}.')
+    count = float((scores > threshold).sum()) if mu == "auto" else float(mu)
     if not count > 0:
         return torch.zeros_like(scores)
     order = torch.argsort(scores, descending=True, stable=True)

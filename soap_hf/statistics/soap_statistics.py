@@ -3,8 +3,8 @@
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from ..files import write_tensors
 from ..runtime.errors import HeadError, SOAPError
 from ..runtime.head_files import read_tensors
 from ..runtime.projection import SOAPProjection
-from .semantic_invariance import NEGLIGIBLE_WEIGHT, semantic_invariance, suppression_weights
+from .semantic_invariance import NEGLIGIBLE_WEIGHT, Mu, semantic_invariance, suppression_weights
 from .token_statistics import ResponseCounts, TokenMoments
 
 STORED_COMPONENTS = 64
@@ -22,16 +22,7 @@ STORED_COMPONENTS = 64
 LEADING_COMPONENTS = 16
 """… and those of this many components of largest variance, to compare with."""
 
-_TENSORS = (
-    "mean",
-    "eigenvalues",
-    "scores",
-    "standard_errors",
-    "component_indices",
-    "components",
-    "real_response",
-    "synthetic_response",
-)
+_COUNTS = ("num_real", "num_synthetic")
 
 
 @dataclass(frozen=True)
@@ -81,10 +72,7 @@ class SOAPStatistics:
             >>> real, synthetic = torch.randn(2, 64, 2, 2, 8, generator=generator)
             >>> side = torch.tensor([[-3.0, 3.0], [-3.0, 3.0]])  # a direction that says left or right
             >>> real[..., 0] += side; synthetic[..., 0] += side
-            >>> statistics = SOAPStatistics.from_tokens(real, synthetic)
-            >>> bool(statistics.scores[0] > 0.95)
-            True
-            >>> statistics.projection().rank
+            >>> SOAPStatistics.from_tokens(real, synthetic).projection().rank
             1
         """
         if real.ndim < 3 or real.shape[1:] != synthetic.shape[1:] or not len(real) or not len(synthetic):
@@ -98,11 +86,7 @@ class SOAPStatistics:
 
     @classmethod
     def from_counts(cls, real: ResponseCounts, synthetic: ResponseCounts) -> "SOAPStatistics":
-        """Statistics from filled accumulators that share their principal components.
-
-        Raises:
-            SOAPError: an accumulator is empty.
-        """
+        """Statistics from accumulators that share their principal components; a `SOAPError` if one is empty."""
         principal = real.principal
         p, q = real.response(), synthetic.response()
         unresolved = ~principal.resolved
@@ -119,13 +103,11 @@ class SOAPStatistics:
             num_synthetic=synthetic.num_images,
         )
 
-    def weights(self, mu: float | Literal["auto"] = "auto", tau: float = 0.05, threshold: float = 0.75) -> Tensor:
+    def weights(self, mu: Mu = "auto", tau: float = 0.05, threshold: float = 0.75) -> Tensor:
         """Suppression weight of every component, `(D,)` float64; arguments as `suppression_weights`."""
         return suppression_weights(self.scores, mu=mu, tau=tau, threshold=threshold)
 
-    def projection(
-        self, mu: float | Literal["auto"] = "auto", tau: float = 0.05, threshold: float = 0.75
-    ) -> SOAPProjection:
+    def projection(self, mu: Mu = "auto", tau: float = 0.05, threshold: float = 0.75) -> SOAPProjection:
         """The projection that removes components with a weight above 1e-4, in order of decreasing score.
 
         Raises:
@@ -137,14 +119,7 @@ class SOAPStatistics:
         return SOAPProjection(self.components[:, self.columns(removed.tolist())], weights[removed])
 
     def columns(self, numbers: Sequence[int]) -> list[int]:
-        """Where the vectors and responses of some components stand.
-
-        Args:
-            numbers (sequence of `int`): of the components, in order of decreasing variance.
-
-        Raises:
-            SOAPError: the vectors of some were not saved.
-        """
+        """Where the vectors and responses of these components stand; a `SOAPError` if some were not saved."""
         known = {number: column for column, number in enumerate(self.component_indices.tolist())}
         absent = [number for number in numbers if number not in known]
         if absent:
@@ -155,12 +130,7 @@ class SOAPStatistics:
         return [known[number] for number in numbers]
 
     def table(
-        self,
-        mu: float | Literal["auto"] = "auto",
-        tau: float = 0.05,
-        threshold: float = 0.75,
-        *,
-        rows: int = 10,
+        self, mu: Mu = "auto", tau: float = 0.05, threshold: float = 0.75, *, rows: int = 10
     ) -> list[dict[str, Any]]:
         """The highest-scoring components, at least `rows` and all that are removed, one dict each.
 
@@ -186,38 +156,29 @@ class SOAPStatistics:
     def save(self, path: str | os.PathLike, *, num_components: int = STORED_COMPONENTS) -> None:
         """Writes one safetensors file: scores and variances of all components, vectors and responses of some.
 
-        Args:
-            path (`str` or `os.PathLike`): the file.
-            num_components (`int`, defaults to 64): how many vectors and responses are kept beside those of the 16
-                components of largest variance.
-
-        Raises:
-            OutputError: the file cannot be written.
+        These are the `num_components` with the highest scores, and the 16 of largest variance. An `OutputError` says
+        that the file cannot be written.
         """
         order = torch.argsort(self.scores[self.component_indices], descending=True, stable=True)
         best, others = order[:num_components], order[num_components:]
         keep = torch.cat((best, others[self.component_indices[others] < LEADING_COMPONENTS]))
-        tensors = {name: getattr(self, name) for name in _TENSORS}
+        tensors = {single.name: getattr(self, single.name) for single in fields(self)}
+        counts = {name: str(tensors.pop(name)) for name in _COUNTS}
         tensors["component_indices"] = self.component_indices[keep]
         for name in ("components", "real_response", "synthetic_response"):
             tensors[name] = tensors[name][..., keep].to(torch.float32)
-        counts = {"num_real": str(self.num_real), "num_synthetic": str(self.num_synthetic)}
         write_tensors(path, tensors, counts)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "SOAPStatistics":
-        """Reads what `save` wrote.
-
-        Raises:
-            HeadError: the file is missing, not safetensors, or its tensors do not fit together.
-        """
-        tensors, metadata = read_tensors(path, set(_TENSORS), what="statistics file")
+        """Reads what `save` wrote; a `HeadError` if it is missing or not safetensors, or does not fit together."""
+        names = {single.name for single in fields(cls)} - set(_COUNTS)
+        tensors, metadata = read_tensors(path, names, what="statistics file")
         try:
-            statistics = cls(
-                **tensors, num_real=int(metadata["num_real"]), num_synthetic=int(metadata["num_synthetic"])
-            )
+            values: dict[str, Any] = {**tensors, **{name: int(metadata[name]) for name in _COUNTS}}
         except (KeyError, ValueError) as error:
             raise HeadError(f"The statistics file {path} lacks its image counts; fetch or fit it again.") from error
+        statistics = cls(**values)
         if not statistics._consistent():
             raise HeadError(f"The tensors of the statistics file {path} do not fit together; fetch or fit it again.")
         return statistics
@@ -238,14 +199,10 @@ class SOAPStatistics:
             and self.real_response.shape == self.synthetic_response.shape
             and self.real_response.ndim >= 2
             and self.real_response.shape[-1] == len(indices)
-            and all(_within_unit(share) for share in (self.scores, *responses))
+            and all(bool(((part >= 0) & (part <= 1 + 1e-6)).all()) for part in (self.scores, *responses))
             and bool((self.eigenvalues >= 0).all() and 0 < self.eigenvalues.sum() < math.inf)
             and min(self.num_real, self.num_synthetic) > 0
         )
-
-
-def _within_unit(values: Tensor) -> bool:
-    return bool(((values >= 0) & (values <= 1 + 1e-6)).all())
 
 
 def _jackknife_errors(real: ResponseCounts, synthetic: ResponseCounts) -> Tensor:
@@ -256,8 +213,7 @@ def _jackknife_errors(real: ResponseCounts, synthetic: ResponseCounts) -> Tensor
         [semantic_invariance(p, part) for part in synthetic.leave_one_group_out()],
     )
     variance = torch.zeros_like(p[(0,) * (p.ndim - 1)])
-    for scores in replicates:
-        if scores:
-            deviations = torch.stack(scores) - torch.stack(scores).mean(dim=0)
-            variance += (len(scores) - 1) / len(scores) * deviations.square().sum(dim=0)
+    for scores in filter(None, replicates):
+        deviations = torch.stack(scores) - torch.stack(scores).mean(dim=0)
+        variance += (len(scores) - 1) / len(scores) * deviations.square().sum(dim=0)
     return variance.sqrt()

@@ -1,7 +1,6 @@
 """Images without content: the other half of the semantic-invariance test.
 
-Source: the released mixture of "SOAP" (arXiv 2604.00172, code github.com/dsb-ifi/soap): noise, pink noise and linear
-colour gradients, mixed with Dirichlet(1, 1, 2) weights in ImageNet-normalised space.
+Source: the released mixture of "SOAP" (arXiv 2604.00172, code github.com/dsb-ifi/soap), in ImageNet-normalised space.
 """
 
 import math
@@ -34,8 +33,7 @@ def synthesize_images(
     by `seed` and its number: a set does not depend on how it is cut into batches (on one device type).
 
     Args:
-        num (`int`): how many images.
-        size (`int` or `(height, width)`): in pixels.
+        num (`int`): how many images, of `size` (`int` or `(height, width)`) in pixels.
         seed (`int`, defaults to 0): names the set.
         offset (`int`, defaults to 0): number of the first image in the set, so that batches are slices of one set.
         isotropic (`bool`, defaults to `False`): the released gradients never fall, so they brighten to the bottom
@@ -125,7 +123,7 @@ def _pink_noise(channels: int, height: int, width: int, generators: list[torch.G
 def _pink_amplitude(height: int, width: int, device: torch.device) -> Tensor:
     longer = max(height, width)
     rows = torch.arange(height, device=device)[:, None] * (longer / height)
-    columns = torch.arange(width, device=device)[None, :] * (longer / width)
+    columns = torch.arange(width, device=device) * (longer / width)
     frequency = torch.sqrt(rows**2 + columns**2)
     frequency[0, 0] = 1
     return 1 / frequency
@@ -144,8 +142,7 @@ def _gradient(height: int, width: int, generators: list[torch.Generator], isotro
     """A linear gradient per channel in RGB, clipped to [0, 1]; `(B, 3, height, width)`."""
     device = generators[0].device
     down, right, bias = _draw(torch.rand, (3, 3, 1, 1), generators).unbind(dim=1)
-    y = torch.linspace(0, 1, height, device=device)[:, None]
-    x = torch.linspace(0, 1, width, device=device)[None, :]
+    y, x = torch.linspace(0, 1, height, device=device)[:, None], torch.linspace(0, 1, width, device=device)
     if isotropic:
         angle = 2 * math.pi * _draw(torch.rand, (3, 1, 1), generators)
         slope = torch.sqrt(down**2 + right**2)

@@ -1,8 +1,6 @@
 """Streaming statistics of patch tokens: what one pass over the images adds up.
 
-Two accumulators, filled batch by batch, saved and loaded as tensors: `TokenMoments` (mean and
-covariance, float64) and `ResponseCounts` (how often each principal component answers positively at each position,
-integers).
+Two accumulators, filled batch by batch, saved and loaded as tensors: `TokenMoments` and `ResponseCounts`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,11 +20,10 @@ JACKKNIFE_GROUPS = 10
 
 
 class PrincipalComponents(NamedTuple):
-    """Principal components of patch tokens, in order of decreasing variance.
+    """Principal components of patch tokens, in order of decreasing variance, all float64.
 
-    `mean` (D,), `eigenvalues` (D,), `components` (D, D) with components in columns, `resolved` (D,) bool: whether the
-    component's variance stands above float32 round-off. All float64. The sign of a component is fixed: its entry of
-    largest magnitude is positive.
+    `mean` (D,), `eigenvalues` (D,), `components` (D, D) in columns, the entry of largest magnitude positive, and
+    `resolved` (D,) bool: whether the component's variance stands above float32 round-off.
     """
 
     mean: Tensor
@@ -36,11 +33,9 @@ class PrincipalComponents(NamedTuple):
 
 
 class TokenMoments:
-    """Mean and covariance of patch tokens, streamed by blocks of rows that Chan's merge adds up in float64.
+    """Mean and covariance of patch tokens of width `dim`, by blocks of rows that Chan's merge adds up in float64.
 
     Args:
-        dim (`int`): width `D` of the tokens.
-        device (`str` or `torch.device`, defaults to `"cpu"`): where the sums live.
         products (`torch.dtype`, defaults to float64): of the products inside a block of rows centred on its own mean.
             In float32 the covariance is off by less than 1e-6 of its largest entry, and differs so between chunkings.
 
@@ -68,11 +63,15 @@ class TokenMoments:
         """
         if not checked:
             check_finite(tokens)
-        for rows in _blocks(tokens, self.products):
+        for rows in _blocks(tokens, self.products) if tokens.numel() else ():
             centre = rows.mean(dim=0)
             centred = rows - centre
             drift = centred.mean(dim=0, dtype=torch.float64)  # of the rounded centre from the mean
-            self._merge(len(rows), centre.double() + drift, _product(centred.T, centred).double())
+            count, delta = self.count + len(rows), centre.double() + drift - self.mean
+            scatter = _product(centred.T, centred).double()
+            self.scatter += scatter + torch.outer(delta, delta) * (self.count * len(rows) / count)
+            self.mean += delta * (len(rows) / count)
+            self.count = count
         return self
 
     def tensors(self) -> dict[str, Tensor]:
@@ -85,41 +84,22 @@ class TokenMoments:
         self.mean, self.scatter = (tensors[name].to(self.mean.device) for name in ("mean", "scatter"))
         return self
 
-    def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
-        if count == 0:
-            return
-        total = self.count + count
-        delta = mean - self.mean
-        self.scatter += scatter + torch.outer(delta, delta) * (self.count * count / total)
-        self.mean += delta * (count / total)
-        self.count = total
-
     def covariance(self) -> Tensor:
-        """Unbiased covariance, `(D, D)` float64.
-
-        Raises:
-            SOAPError: fewer than two tokens were added.
-        """
+        """Unbiased covariance, `(D, D)` float64; a `SOAPError` if fewer than two tokens were added."""
         if self.count < 2:
             raise SOAPError(f"A covariance needs at least 2 patch tokens, but only {self.count} were seen.")
         return self.scatter / (self.count - 1)
 
     def principal_components(self) -> PrincipalComponents:
-        """Eigenvectors of the covariance, see `PrincipalComponents`.
-
-        Raises:
-            SOAPError: fewer than two tokens were added, or they are all equal.
-        """
+        """Eigenvectors of the covariance; a `SOAPError` if fewer than two tokens were added, or they are all equal."""
         eigenvalues, components = torch.linalg.eigh(self.covariance())
         eigenvalues, components = eigenvalues.flip(0).clamp_min(0), components.flip(1)
         if not eigenvalues[0] > (4 * torch.finfo(torch.float64).eps * self.mean.abs().max()) ** 2:
             raise SOAPError("All patch tokens are equal: the backbone does not look at the images.")
         largest = components.gather(0, components.abs().argmax(dim=0, keepdim=True))
         components = components * torch.where(largest < 0, -1.0, 1.0)
-        round_off = len(eigenvalues) * torch.finfo(torch.float32).eps ** 2
-        return PrincipalComponents(
-            self.mean.clone(), eigenvalues, components, eigenvalues > round_off * eigenvalues[0]
-        )
+        resolved = eigenvalues > len(eigenvalues) * torch.finfo(torch.float32).eps ** 2 * eigenvalues[0]
+        return PrincipalComponents(self.mean.clone(), eigenvalues, components, resolved)
 
 
 class ResponseCounts:
@@ -129,8 +109,7 @@ class ResponseCounts:
     without variance above round-off have no response: their counts stay 0.
 
     Args:
-        principal (`PrincipalComponents`): of the real images' tokens.
-        grid (`tuple[int, ...]`): positions of the patch tokens, e.g. `(14, 14)`.
+        principal (`PrincipalComponents`): of the real images' tokens, whose positions form `grid`.
         products (`torch.dtype`, defaults to float64): of the responses. In float32 those within 1e-6 of a token's
             length around 0 may come out with the other sign.
     """
@@ -182,11 +161,7 @@ class ResponseCounts:
         return self
 
     def response(self) -> Tensor:
-        """Share of images with a positive response, `(*grid, D)` float64.
-
-        Raises:
-            SOAPError: no image was added.
-        """
+        """Share of images with a positive response, `(*grid, D)` float64; a `SOAPError` if no image was added."""
         if self.num_images == 0:
             raise SOAPError("Responses need at least one image, but none was seen.")
         return self.positive.sum(dim=0).double() / self.num_images
@@ -200,8 +175,7 @@ class ResponseCounts:
 
 
 def _blocks(tokens: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    for rows in tokens.reshape(-1, tokens.shape[-1]).split(ROW_BLOCK):
-        yield rows.to(dtype)
+    return (rows.to(dtype) for rows in tokens.reshape(-1, tokens.shape[-1]).split(ROW_BLOCK))
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from tests.benchmarks.extraction import extract_from_photographs
 from tests.benchmarks.fitting import fit_images
+from tests.benchmarks.matching import match_by_all_methods
 from tests.benchmarks.memory import bound_memory
 from tests.benchmarks.projection import apply_projection
 from tests.benchmarks.saliency import find_eigenvectors, refine_masks
@@ -26,6 +27,7 @@ BENCHMARKS = (
     wrap_backbone,
     find_eigenvectors,
     refine_masks,
+    match_by_all_methods,
     extract_from_photographs,
     fit_images,
     bound_memory,

@@ -107,7 +107,7 @@ def test_fit_info_and_score(run, mae_folder, photos, tmp_path):
 
 def test_quiet_says_nothing(run, vit_folder, data):
     enable_progress_bars()
-    options = ("--num-images", 64, "--mu", 1, "--quiet")
+    options = ("--num-images", 64, "--mu", 1, "--check", 0, "--quiet")
     assert run("fit", vit_folder, data, "--output", "head", *options) == (0, "", "")
     status, out, err = run("score", vit_folder, data, *options)
     assert (status, err) == (0, "")
@@ -265,7 +265,7 @@ def test_a_killed_run_leaves_nothing(vit_folder, data, tmp_path):
 
 
 def test_a_failing_save_leaves_the_old_head_and_nothing_else(run, vit_folder, data, tmp_path):
-    fit = ("fit", "vit", "data", "--num-images", 64, "--mu", 1, "--quiet", "--output", "head")
+    fit = ("fit", "vit", "data", "--num-images", 64, "--mu", 1, "--check", 0, "--quiet", "--output", "head")
     assert run(*fit) == (0, "", "")
     old = files_below(tmp_path / "head")
     before = sorted(tmp_path.iterdir())

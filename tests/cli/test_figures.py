@@ -9,7 +9,8 @@ from soap_hf import SOAPModelWrapper, fit_soap
 from tests.conftest import noise_image, random_projection
 
 OF_THE_HEAD = ["response_maps.png", "score_curve.png"]
-OF_IMAGES = ["patch_tokens.png", "responses.png", "saliency.png"]
+OF_IMAGES = ["matching.png", "patch_tokens.png", "responses.png", "saliency.png"]
+OF_TWO = [*OF_IMAGES, "similarity.png"]
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_all_figures_of_a_head_and_of_images(run, head, photo, tmp_path):
     assert names(tmp_path / "drawn") == OF_THE_HEAD
     assert [line.rpartition("/")[2] for line in out.splitlines()] == OF_THE_HEAD[::-1]
     assert run("figures", head, photo, photo, "--output", "drawn", "--overwrite", "--quiet") == (0, "", "")
-    assert names(tmp_path / "drawn") == sorted(OF_THE_HEAD + OF_IMAGES)
+    assert names(tmp_path / "drawn") == sorted(OF_THE_HEAD + OF_TWO)
     for path in (tmp_path / "drawn").iterdir():
         Image.open(path).verify()
     run("figures", head, "--output", "drawn", "--overwrite", "--quiet")
@@ -62,7 +63,7 @@ def test_without_statistics_only_the_responses_are_left_out_and_it_says_so(run, 
     (head / "statistics.safetensors").unlink()
     status, _, err = run("figures", head, photo, "--output", "drawn", "--quiet")
     assert status == 0
-    assert names(tmp_path / "drawn") == ["patch_tokens.png", "saliency.png", "score_curve.png"]
+    assert names(tmp_path / "drawn") == ["matching.png", "patch_tokens.png", "saliency.png", "score_curve.png"]
     assert [line.partition(":")[0] for line in err.splitlines()] == ["No response_maps.png", "No responses.png"]
 
 

@@ -79,7 +79,7 @@ def poisoned() -> None:
 
     model.layernorm.register_forward_hook(poison)
     processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
-    fit_soap(model, images(), image_processor=processor, batch_size=8, progress=False, max_bad_fraction=0.1)
+    fit_soap(model, images(), image_processor=processor, batch_size=8, progress=False, max_bad_fraction=0.1, check=0)
 
 
 def interrupted(folder: Path) -> SOAPModelWrapper:

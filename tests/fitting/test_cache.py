@@ -84,10 +84,10 @@ def test_each_image_passes_through_the_backbone_once(vit, images, processor):
     vit.register_forward_pre_hook(
         lambda module, inputs, kwargs: seen.append(len(kwargs["pixel_values"])), with_kwargs=True
     )
-    model = fit_soap(vit, images, image_processor=processor, batch_size=8, progress=False)
+    model = fit_soap(vit, images, image_processor=processor, batch_size=8, check=0, progress=False)
     assert sum(seen[2:]) == 80 + 80, "after the probe of the layout and one image for the shapes"
     seen.clear()
-    exact = fit_soap(vit, images, image_processor=processor, batch_size=8, exact=True, progress=False)
+    exact = fit_soap(vit, images, image_processor=processor, batch_size=8, exact=True, check=0, progress=False)
     assert sum(seen[2:]) == 80 + 80 + 80
     for name in ("scores", "eigenvalues", "real_response"):
         assert torch.equal(getattr(model.statistics, name), getattr(exact.statistics, name)), name
@@ -95,7 +95,7 @@ def test_each_image_passes_through_the_backbone_once(vit, images, processor):
 
 def test_a_small_cache_answers_by_the_first_images_and_counts_all_for_the_components(mae_folder, photos):
     def fit(**options) -> SOAPStatistics:
-        return fit_soap(mae_folder, photos, progress=False, **options).statistics
+        return fit_soap(mae_folder, photos, check=0, progress=False, **options).statistics
 
     everything, small, other_batches = (
         fit(),
@@ -109,8 +109,8 @@ def test_a_small_cache_answers_by_the_first_images_and_counts_all_for_the_compon
 
 
 def test_16_bits_move_the_leading_scores_by_less_than_a_thousandth(mae_folder, photos):
-    whole = fit_soap(mae_folder, photos, progress=False).statistics
-    halved = fit_soap(mae_folder, photos, token_cache="2.5MB", progress=False).statistics
+    whole = fit_soap(mae_folder, photos, check=0, progress=False).statistics
+    halved = fit_soap(mae_folder, photos, token_cache="2.5MB", check=0, progress=False).statistics
     assert halved.num_real == 64
     assert not torch.equal(halved.real_response, whole.real_response)
     assert (halved.scores - whole.scores)[:24].abs().max() < 1e-3
@@ -126,5 +126,5 @@ def test_a_sample_that_will_not_fit_is_in_16_bits_from_the_first_batch(mae_folde
     monkeypatch.setattr(TokenCache, "add", note)
     for budget, expected in (("2.5MB", torch.float16), ("4MB", torch.float32)):
         dtypes.clear()
-        fit_soap(mae_folder, photos, token_cache=budget, batch_size=8, progress=False)
+        fit_soap(mae_folder, photos, token_cache=budget, batch_size=8, check=0, progress=False)
         assert set(dtypes) == {expected}

@@ -36,7 +36,7 @@ def path(tmp_path):
 @pytest.fixture
 def fit(vit, images, processor, path):
     """A fit of 80 images in batches of 8 that saves every 24 of them."""
-    common = {"image_processor": processor, "progress": False, "batch_size": 8, "num_workers": 0}
+    common = {"image_processor": processor, "progress": False, "batch_size": 8, "num_workers": 0, "check": 0}
     saving = {"checkpoint": path, "checkpoint_every": EVERY}
     return lambda backbone=vit, data=images, **options: fit_soap(backbone, data, **{**common, **saving, **options})
 

@@ -31,7 +31,7 @@ def leaky(vit) -> PreTrainedModel:
 def fit(processor):
     """`fit_soap` without bars, at 32 x 32 pixels."""
     return lambda *arguments, **options: fit_soap(
-        *arguments, **{"image_processor": processor, "progress": False, **options}
+        *arguments, **{"image_processor": processor, "progress": False, "check": 0, **options}
     )
 
 

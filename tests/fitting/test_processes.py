@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from soap_hf import SOAPStatistics
+from soap_hf import SOAPConfig, SOAPStatistics
 from soap_hf.fitting.processes import join_processes, merged_counts, merged_moments, sum_unless_one_failed
 from soap_hf.statistics.token_statistics import ResponseCounts, TokenMoments
 from tests.conftest import ROOT
@@ -79,7 +79,22 @@ def test_the_command_line_writes_one_head(vit, processor, images, tmp_path):
     images.save_to_disk(tmp_path / "data")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*launcher, "-m", "soap_hf", "fit", "vit", "data", "--output", "head", "--mu", "1", "--device", "cpu"],
+        [
+            *launcher,
+            "-m",
+            "soap_hf",
+            "fit",
+            "vit",
+            "data",
+            "--output",
+            "head",
+            "--mu",
+            "1",
+            "--device",
+            "cpu",
+            "--num-images",
+            "50",
+        ],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -87,7 +102,8 @@ def test_the_command_line_writes_one_head(vit, processor, images, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("Head written to head") == done.stdout.count("Directions removed") == 1
-    assert SOAPStatistics.load(tmp_path / "head" / "statistics.safetensors").num_real == 80
+    assert SOAPStatistics.load(tmp_path / "head" / "statistics.safetensors").num_real == 50
+    assert SOAPConfig.from_pretrained(tmp_path / "head").checks[0]["images"] == 30
 
 
 def test_one_process_alone_merges_with_nobody():

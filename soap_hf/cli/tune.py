@@ -1,0 +1,105 @@
+"""`soap-hf tune`: the strength of a head that matching between views supports."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from rich.console import Console
+
+from ..data.data_sets import open_dataset
+from ..evaluation.arguments import EvaluationArguments
+from ..evaluation.check import check_of_choice
+from ..evaluation.examples import Examples
+from ..evaluation.strength import StrengthChoice, choose_mu
+from ..evaluation.views import ViewRule
+from ..files import check_output_folder
+from ..heads.model import SOAPModelWrapper
+from ..heads.saving import refuse_other_model
+from ..runtime.errors import MissingExtraError, OutputError
+from .evaluate import Split, load_head
+from .fit import figures_of
+from .options import DatasetName, Head, hide_progress_bars, options_of, values_of
+
+TuneOptions: Any = options_of(EvaluationArguments, without=("method", "rank", "mu", "output", "overwrite"))
+RuleOptions: Any = options_of(ViewRule)
+
+
+@dataclass(kw_only=True)
+class Tune(TuneOptions, RuleOptions):
+    """Choose a head's strength by matching between views; 0, the identity, where nothing is gained."""
+
+    head: Head
+    dataset: DatasetName
+    split: Split = None
+    num_images: Annotated[int, typer.Option(min=2, help="Size of a random sample.")] = 200
+    apply: Annotated[bool, typer.Option("--apply", help="Give the head in HEAD that strength.")] = False
+    output: Annotated[Optional[Path], typer.Option(help="Folder for a head with that strength.")] = None
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False
+    compare: Annotated[
+        Optional[list[str]], typer.Option(metavar="HEAD", help="Another head to try on the images. May be repeated.")
+    ] = None
+    figure: Annotated[Optional[Path], typer.Option(metavar="PNG", help="File for a picture of the curves.")] = None
+
+    def run(self) -> None:
+        """Measures, prints and draws the curves, and writes the head if there is a place for it."""
+        chosen = EvaluationArguments(**values_of(self, EvaluationArguments))
+        rule = ViewRule(**values_of(self, ViewRule))
+        target = self._target()
+        if not self.progress:
+            hide_progress_bars()
+        images = open_dataset(self.dataset, split=self.split, config_name=self.config_name, token=self.token)
+        choices: dict[str, StrengthChoice] = {}
+        for name in dict.fromkeys([self.head, *(self.compare or [])]):
+            here = chosen.hub_kwargs if name == self.head else {"token": chosen.token}
+            model = load_head(name, chosen.device, **here)
+            examples = Examples(images, num_images=self.num_images, **chosen.reading)
+            shown: dict[str, Any] = {"batch_size": chosen.batch_size, "seed": chosen.seed, "progress": self.progress}
+            choice = choose_mu(model, examples, layer=chosen.layer, rule=rule, image_size=chosen.image_size, **shown)
+            choices[name] = choice
+            if len(choices) == 1:
+                tuned = model
+            Console().print(choice.table())
+            Console(soft_wrap=True).print(choice.reason, markup=False, highlight=False)
+        picture = _drawn(choices)
+        if self.figure is not None and picture is not None:
+            self.figure.write_bytes(picture)
+            typer.echo(f"Figure written to {self.figure}")
+        if target is not None:
+            _write(tuned, choices[self.head], target, picture, chosen.seed)
+        elif choices[self.head].mu != tuned.config.mu:
+            typer.echo("Nothing was changed; pass --apply or --output to give the head that strength.")
+
+    def _target(self) -> Path | None:
+        """The folder to write to, checked before the work."""
+        if self.apply and self.output is not None:
+            raise OutputError("--apply writes into HEAD and --output elsewhere; pass one of them.")
+        if self.figure is not None and not self.figure.absolute().parent.is_dir():
+            raise OutputError(f"There is no folder for {self.figure}; choose another place.")
+        if self.apply:
+            if not Path(self.head).is_dir():
+                raise OutputError(f"{self.head} is no folder that --apply could write into; pass --output.")
+            return Path(self.head)
+        if self.output is not None:
+            check_output_folder(self.output, self.overwrite)
+            refuse_other_model(self.output)
+        return self.output
+
+
+def _write(model: SOAPModelWrapper, choice: StrengthChoice, folder: Path, picture: bytes | None, seed: int) -> None:
+    """Saves the head with the chosen strength, what matching says of it, and its figures."""
+    model.reweight(choice.mu, model.config.tau, model.config.threshold)
+    model.config.checks = check_of_choice(choice, len(model.config.layers), seed)
+    figures = figures_of(model) | ({"matching_curve.png": picture} if picture else {})
+    model.save_pretrained(folder, figures=figures)
+    typer.echo(f"Head with mu={choice.mu:g} written to {folder}")
+
+
+def _drawn(choices: dict[str, StrengthChoice]) -> bytes | None:
+    """The curves as a picture, if matplotlib is there."""
+    try:
+        from ..figures import matching_curve, to_png  # matplotlib comes with an extra
+    except MissingExtraError as error:
+        typer.echo(f"No picture of the curve: {error}", err=True)
+        return None
+    return to_png(matching_curve({Path(name).name: choice for name, choice in choices.items()}))

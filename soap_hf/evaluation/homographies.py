@@ -1,0 +1,133 @@
+"""Matching between images whose geometry is known from a homography: HPatches, and folders of its form."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..data.image_files import IMAGE_EXTENSIONS, BadImage, read_image
+from ..data.preprocessing import to_rgb
+from ..runtime.errors import DataError
+from .comparison import Comparison
+from .matching import RADII, grids_of, matching_row, right, tokens_of
+from .results import Results, grouped
+from .views import ViewRule, resized_view, true_places
+
+KINDS = {"v": "viewpoint", "i": "illumination"}
+"""What changes in the scenes whose names begin so."""
+
+OTHERS = range(2, 7)
+"""Numbers of the images that are compared with the first one."""
+
+
+class Scene(NamedTuple):
+    """One folder: the paths of its images, the first one first, and the homographies from it to the others."""
+
+    name: str
+    kind: str
+    paths: list[Path]
+    homographies: list[Tensor]
+
+
+def evaluate_homographies(
+    comparison: Comparison, folder: Path, *, progress: bool = True, command: str | None = None
+) -> Results:
+    """How often a patch finds its place in another image of the same plane, as in HPatches (arXiv 1704.05939).
+
+    Images are resized to the size of the head's. Patches of the first image whose centre lies in the other one count;
+    `right_<radius>` and `stuck` are as in `evaluate_matching`.
+
+    Args:
+        comparison ([`Comparison`]): the head and its methods.
+        folder (`Path`): a folder per scene, with images `1` to `6` and files `H_1_2` to `H_1_6`: the 3 x 3 homography
+            in pixels. Names of scenes begin with `v_` (another viewpoint) or `i_` (another illumination).
+        progress (`bool`, defaults to `True`): show a bar.
+        command (`str`, *optional*): noted in the summary.
+
+    Returns:
+        [`Results`]: one row per pair of images; `summary["groups"]` tells viewpoint and illumination apart.
+
+    Raises:
+        DataError: no scene, a pair without its homography or with a singular one, or an image that cannot be read.
+    """
+    scenes = read_scenes(folder)
+    model, layer, size = comparison.model, comparison.layer, comparison.preprocess.size
+    grid = grids_of(model, comparison.preprocess, [layer])[layer]
+    rows: list[dict[str, Any]] = []
+    skipped = 0
+    for scene in tqdm(scenes, desc="scenes", disable=not progress):
+        images = [_read(path) for path in scene.paths]
+        views = torch.stack([resized_view(image, size) for image in images])
+        patches = tokens_of(model, comparison.preprocess, views, [layer])[layer]
+        cleaned = {name: clean(patches) for name, clean in comparison.methods.items()}
+        for number, homography in enumerate(scene.homographies, start=1):
+            between = _in_shares(homography, images[0].size, images[number].size)
+            if not true_places(between, grid)[1].any():
+                skipped += 1
+                continue
+            pair = {name: (tokens[0], tokens[number]) for name, tokens in cleaned.items()}
+            found = matching_row(pair, between, grid, ViewRule().least_move)
+            known = {name: None if value != value else value for name, value in found.items()}  # NaN: nothing moved
+            rows.append({"image": f"{scene.name}/{scene.paths[number].name}", "kind": scene.kind, **known})
+    metrics = [right(radius) for radius in RADII]
+    counts = {"images": len(rows), "scenes": len(scenes), "skipped_images": skipped}
+    results = comparison.results("matching", rows, metrics, counts=counts, command=command)
+    return grouped(results, "kind", comparison.methods, metrics, ["stuck"])
+
+
+def read_scenes(folder: Path) -> list[Scene]:
+    """The scenes of a folder, their homographies read and checked.
+
+    Raises:
+        DataError: no scene, or a pair without its homography or with a singular one.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder; give one with a folder per scene (v_…, i_…), as HPatches has.")
+    scenes = []
+    for path in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[:2] in ("v_", "i_")):
+        images = {file.stem: file for file in sorted(path.iterdir()) if file.suffix.lower() in IMAGE_EXTENSIONS}
+        if "1" not in images:
+            raise DataError(f"Scene {path} has no image 1, with which the others are compared; add it.")
+        numbers = [number for number in OTHERS if str(number) in images]
+        if numbers:
+            homographies = [read_homography(path / f"H_1_{number}") for number in numbers]
+            paths = [images["1"], *(images[str(number)] for number in numbers)]
+            scenes.append(Scene(path.name, KINDS[path.name[0]], paths, homographies))
+    if not scenes:
+        raise DataError(f"{folder} holds no scene: folders v_… and i_… with images 1 to 6 and files H_1_2 to H_1_6.")
+    return scenes
+
+
+def read_homography(path: Path) -> Tensor:
+    """A 3 x 3 matrix from a text file, float64.
+
+    Raises:
+        DataError: there is none, or it is singular.
+    """
+    try:
+        matrix = np.loadtxt(path, dtype=np.float64)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is no homography ({error}); it must hold 3 rows of 3 numbers.") from error
+    if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or np.linalg.matrix_rank(matrix) < 3:
+        raise DataError(f"{path} holds no invertible 3 x 3 matrix; mend it or remove its image.")
+    return torch.from_numpy(matrix)
+
+
+def _in_shares(homography: Tensor, first: tuple[int, int], second: tuple[int, int]) -> Tensor:
+    """A homography of pixels, whose centres are whole numbers, as one of shares of both images' sides."""
+    shares = [
+        torch.tensor([[1 / width, 0, 0.5 / width], [0, 1 / height, 0.5 / height], [0, 0, 1]], dtype=torch.float64)
+        for width, height in (first, second)
+    ]
+    return shares[1] @ homography @ torch.linalg.inv(shares[0])
+
+
+def _read(path: Path) -> Image.Image:
+    image = read_image({"path": str(path), "bytes": None}, str(path), to_rgb)
+    if isinstance(image, BadImage):
+        raise DataError(f"Image {image} cannot be read; mend it or remove its scene.")
+    return image

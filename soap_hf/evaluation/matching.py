@@ -1,0 +1,275 @@
+"""Matching between views: does a patch find the same thing in another view of its photograph, or the same place?"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers.utils import logging
+
+from ..data.data_sets import open_dataset
+from ..data.image_sample import Example
+from ..data.preprocessing import ImagePreprocessor
+from ..heads.model import SOAPModelWrapper
+from ..heads.running import read_raw_tokens
+from ..layout.probing import evaluation_mode
+from ..runtime.errors import DataError, LayoutError
+from ..runtime.projection import SOAPProjection
+from .comparison import Comparison
+from .examples import Examples, short_names
+from .results import Interval, Results
+from .views import ViewPair, ViewRule, draw_views, patch_centres, true_places
+
+logger = logging.get_logger(__name__)
+
+RADII = (0.5, 1.0, 2.0)
+"""Patches by which a match may miss and still be right."""
+
+FEW_IMAGES = 8
+"""With fewer an interval says little."""
+
+HEADLINE = "right_1"
+"""The metric that a strength is chosen by."""
+
+Methods = Mapping[str, SOAPProjection]
+Row = dict[str, Any]
+
+
+def evaluate_matching(
+    comparison: Comparison,
+    images: Any,
+    *,
+    rule: ViewRule | None = None,
+    radii: Sequence[float] = RADII,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: bool = True,
+    command: str | None = None,
+) -> Results:
+    """How often a patch finds the same thing in another view of its photograph, by nearest neighbour; needs no labels.
+
+    Each patch of the first view whose centre lies in the second is matched, by cosine, to all patches of the second.
+    `right_<radius>` is the share whose match has its centre within so many patches of the true place, in rows as well
+    as in columns (patches of the second view). `stuck` is the share, of the patches that moved by more than
+    `rule.least_move`, that are matched to their own place: tokens that say where a patch is do that.
+
+    Args:
+        comparison ([`Comparison`]): the head and its methods.
+        images ([`Examples`], or what `open_dataset` opens): photographs that the head was not fitted on.
+        rule ([`ViewRule`], *optional*): how views are drawn; those of an image depend on its row and `seed` alone.
+        radii (sequence of `float`, defaults to 0.5, 1 and 2): of `right_<radius>`.
+        batch_size (`int`, defaults to 32): views in a forward pass.
+        seed (`int`, defaults to 0): of the views.
+        progress (`bool`, defaults to `True`): show bars.
+        command (`str`, *optional*): noted in the summary.
+
+    Returns:
+        [`Results`]: one row per photograph, the summary's means and differences over photographs.
+
+    Raises:
+        DataError: no photograph gives two views.
+        LayoutError: the patches have no rows and columns.
+
+    Example:
+        >>> from datasets import Dataset
+        >>> from PIL import Image
+        >>> from transformers import ViTConfig, ViTModel
+        >>> from soap_hf import SOAPModelWrapper
+        >>> vit = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        ...                          image_size=32, patch_size=8))
+        >>> images = Dataset.from_dict({"image": [Image.new("RGB", (64, 64), (9 * i, 0, 0)) for i in range(8)]})
+        >>> comparison = Comparison.of(SOAPModelWrapper.from_backbone(vit, None))
+        >>> found = evaluate_matching(comparison, images, progress=False)
+        >>> list(found.rows[0])[:5]
+        ['image', 'raw_right_0.5', 'raw_right_1', 'raw_right_2', 'raw_stuck']
+    """
+    examples, rule = as_examples(images), rule or ViewRule()
+    methods = {comparison.layer: comparison.methods}
+    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
+    found = match_views(comparison.model, comparison.preprocess, methods, examples, rule=rule, radii=radii, **options)
+    rows = found.rows[comparison.layer]
+    counts = {"images": len(rows), "skipped_images": len(found.skipped), "bad_images": len(examples.bad_images)}
+    results = comparison.results(
+        "matching",
+        rows,
+        (*map(right, radii), "stuck"),
+        counts=counts,
+        command=command,
+        **rule.settings(),
+        seed=seed,
+    )
+    if len(rows) < FEW_IMAGES:
+        gains = {name: own[right(radii[0])] for name, own in results.summary["differences"].items()}
+        warn_of_few(len(rows), gains)
+    return results
+
+
+class MatchedViews(NamedTuple):
+    """What matching found: rows by layer, one per photograph, and which photographs gave no two views, and why."""
+
+    rows: dict[int, list[Row]]
+    skipped: list[str]
+
+
+def match_views(
+    model: SOAPModelWrapper,
+    preprocess: ImagePreprocessor,
+    methods: Mapping[int, Methods],
+    images: Examples,
+    *,
+    rule: ViewRule,
+    radii: Sequence[float] = RADII,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: bool = False,
+) -> MatchedViews:
+    """Matches the views of each photograph by all methods of some layers, from one forward pass.
+
+    Args:
+        model ([`SOAPModelWrapper`]): the head and its backbone.
+        preprocess ([`ImagePreprocessor`]): its size and colours are the views'.
+        methods (`dict[int, dict[str, SOAPProjection]]`): by layer and name.
+        images ([`Examples`]): photographs.
+        rule, radii, batch_size, seed, progress: as in `evaluate_matching`. The views are drawn for the layer that has
+            the most patches.
+
+    Raises:
+        DataError: no photograph gives two views.
+        LayoutError: the patches have no rows and columns.
+    """
+    grids = grids_of(model, preprocess, methods)
+    prepare = partial(_views_of, rule=rule, size=preprocess.size, grid=max(grids.values(), key=math.prod), seed=seed)
+    rows: dict[int, list[Row]] = {layer: [] for layer in methods}
+    names, skipped = [], []
+    for batch in images.batches(prepare, max(1, batch_size // 2), phase="views", progress=progress):
+        drawn = list(zip(batch.names, batch.values, strict=True))
+        skipped += [f"{name}: {pair}" for name, pair in drawn if isinstance(pair, str)]
+        usable = [(name, pair) for name, pair in drawn if isinstance(pair, ViewPair)]
+        if usable:
+            names += [name for name, _ in usable]
+            pairs = [pair for _, pair in usable]
+            views = torch.cat([pair.views for pair in pairs])  # first, second, first, …
+            for layer, patches in tokens_of(model, preprocess, views, list(methods)).items():
+                cleaned = {name: clean(patches) for name, clean in methods[layer].items()}
+                for number, pair in enumerate(pairs):
+                    both = {name: (own[2 * number], own[2 * number + 1]) for name, own in cleaned.items()}
+                    rows[layer].append(matching_row(both, pair.homography, grids[layer], rule.least_move, radii))
+    if skipped:
+        some = "; ".join(skipped[:3]) + ("; …" if len(skipped) > 3 else "")
+        logger.warning(f"{len(skipped)} of {len(names) + len(skipped)} photographs give no two views: {some}.")
+    if not names:
+        raise DataError("No photograph gives two views to match; give larger ones, or choose a smaller image_size.")
+    shown = short_names(names)
+    return MatchedViews(
+        {
+            layer: [{"image": name, **row} for name, row in zip(shown, of_layer, strict=True)]
+            for layer, of_layer in rows.items()
+        },
+        skipped,
+    )
+
+
+def matching_row(
+    tokens: Mapping[str, tuple[Tensor, Tensor]],
+    homography: Tensor,
+    grid: tuple[int, int],
+    least_move: float = 1.5,
+    radii: Sequence[float] = RADII,
+) -> Row:
+    """What each method gets right between two views, `<method>_right_<radius>` and `<method>_stuck`.
+
+    Args:
+        tokens (`dict[str, tuple[Tensor, Tensor]]`): by method, the patch tokens of both views, `(rows · columns, D)`.
+        homography (`torch.Tensor` of shape `(3, 3)`): as in [`ViewPair`].
+        grid (`(rows, columns)`): patches of each view.
+        least_move, radii: as in `evaluate_matching`; `stuck` is NaN if no patch moved that far.
+
+    Example:
+        >>> shifted = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).double()  # right by 2 of 4
+        >>> content = torch.eye(4), torch.eye(4).roll(2, dims=0)
+        >>> matching_row({"raw": content}, shifted, (1, 4), radii=[1])
+        {'raw_right_1': 1.0, 'raw_stuck': 0.0}
+        >>> matching_row({"raw": (torch.eye(4), torch.eye(4))}, shifted, (1, 4), radii=[1])
+        {'raw_right_1': 0.0, 'raw_stuck': 1.0}
+    """
+    places, inside = true_places(homography, grid)
+    centres = patch_centres(grid)
+    moved = (places - centres).abs().amax(dim=1)[inside] > least_move
+    own = inside.nonzero().squeeze(1)
+    row: Row = {}
+    for name, (first, second) in tokens.items():
+        chosen = nearest(first[inside.to(first.device)], second).cpu()
+        misses = (centres[chosen] - places[inside]).abs().amax(dim=1)
+        row |= {f"{name}_{right(radius)}": float((misses <= radius).double().mean()) for radius in radii}
+        row[f"{name}_stuck"] = float((chosen == own)[moved].double().mean())
+    return row
+
+
+def nearest(tokens: Tensor, others: Tensor) -> Tensor:
+    """For each token `(N, D)` the number of the one among `(M, D)` whose cosine is highest, `(N,)`."""
+    return (normalize(tokens.float(), dim=-1) @ normalize(others.float(), dim=-1).T).argmax(dim=1)
+
+
+def right(radius: float) -> str:
+    """Name of the share of matches that miss by at most so many patches."""
+    return f"right_{radius:g}"
+
+
+def as_examples(images: Any) -> Examples:
+    """Images to measure on, from whatever names a data set."""
+    return images if isinstance(images, Examples) else Examples(open_dataset(images))
+
+
+def warn_of_few(images: int, gains: Mapping[str, Interval]) -> None:
+    """Warns that so few photographs tell little, with the intervals."""
+    said = "; ".join(
+        f"{name} {gain.mean:+.2f}, 95 % {gain.low:+.2f} to {gain.high:+.2f}" for name, gain in gains.items()
+    )
+    logger.warning(f"Only {images} photographs give two views, which says little ({said}); use {FEW_IMAGES} or more.")
+
+
+def _views_of(
+    example: Example, rule: ViewRule, size: tuple[int, int], grid: tuple[int, int], seed: int
+) -> ViewPair | str:
+    return draw_views(example.image, rule, size, grid, np.random.default_rng([seed, example.row]))
+
+
+@torch.no_grad()
+def tokens_of(
+    model: SOAPModelWrapper, preprocess: ImagePreprocessor, views: Tensor, layers: Sequence[int]
+) -> dict[int, Tensor]:
+    """Raw patch tokens of views by layer, `(B, rows · columns, D)` float32; of clips, means over their frames.
+
+    Args:
+        views (`torch.Tensor` of shape `(B, 3, H, W)`, uint8): RGB, in the size of the head's images.
+    """
+    pixels = preprocess.normalize(views.to(model.device, torch.float32) / 255)
+    with evaluation_mode(model):
+        read = read_raw_tokens(model, pixels, "these views")
+    found = {}
+    for layer in layers:
+        patches = read[layer].patches.float()
+        patches = patches.mean(dim=1) if patches.ndim == 5 else patches
+        found[layer] = patches.flatten(1, -2)
+    return found
+
+
+def grids_of(
+    model: SOAPModelWrapper, preprocess: ImagePreprocessor, layers: Iterable[int]
+) -> dict[int, tuple[int, int]]:
+    """Rows and columns of the patches of each layer, for images of the head's size.
+
+    Raises:
+        LayoutError: there are no rows and columns.
+    """
+    with torch.no_grad(), evaluation_mode(model):
+        read = read_raw_tokens(model, torch.zeros(1, 3, *preprocess.size), "an empty image")
+    shapes = {layer: tuple(read[layer].patches.shape[1:-1])[-2:] for layer in layers}
+    for layer, shape in shapes.items():
+        if len(shape) != 2 or read[layer].patches.ndim not in (4, 5):
+            raise LayoutError(f"The patches of layer {layer} have no rows and columns, which matching needs.")
+    return {layer: (shape[0], shape[1]) for layer, shape in shapes.items()}

@@ -1,0 +1,227 @@
+"""Matching between views, in pictures: which patches find each other, what a patch resembles, and how strong to be."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import ConnectionPatch, Rectangle
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ..data.preprocessing import to_rgb
+from ..evaluation.comparison import Comparison
+from ..evaluation.matching import grids_of, nearest, tokens_of
+from ..evaluation.strength import StrengthChoice
+from ..evaluation.views import ViewPair, ViewRule, draw_views, patch_centres, true_places
+from ..heads.model import SOAPModelWrapper
+from ..runtime.errors import DataError
+from .pictures import look_at
+from .placing import (
+    COLORBAR_HEIGHT,
+    GAP,
+    LINE,
+    MARGIN,
+    PAGE_WIDTH,
+    add_legend,
+    picture_grid,
+    place_axes,
+    place_colorbar,
+    place_text,
+    show,
+)
+from .style import QUALITATIVE, new_figure, series_looks, styled
+
+SHOWN_MATCHES = 20
+"""Lines in a pair of views; more could not be followed."""
+
+VIEW_SIDE, LEGEND_HEIGHT = 1.6, 0.25
+"""Inches."""
+
+BLOCKS = 2
+"""Photographs side by side."""
+
+RIGHT = {"color": QUALITATIVE[0], "linestyle": "-", "marker": "o"}
+WRONG = {"color": QUALITATIVE[1], "linestyle": ":", "marker": "x"}
+
+
+@styled
+def matching_views(
+    model: SOAPModelWrapper,
+    images: Sequence[Image.Image],
+    *,
+    layer: int | None = None,
+    rule: ViewRule | None = None,
+    seed: int = 0,
+) -> Figure:
+    """Two views of each photograph and lines from patches to their matches, by raw tokens above and by clean below.
+
+    Right matches, within one patch of the truth, have solid lines that end in a disc, wrong ones dotted lines that end
+    in a cross. Of the patches that both views show, up to 20 are drawn; the shares are of all.
+
+    Args:
+        model ([`SOAPModelWrapper`]): a head and its backbone.
+        images (sequence of `PIL.Image.Image`): photographs, any mode.
+        layer (`int`, *optional*): one of the head's layers; default: the last one.
+        rule ([`ViewRule`], *optional*), seed (`int`, defaults to 0): of the views.
+
+    Raises:
+        DataError: no image, or one that gives no two views.
+    """
+    comparison = Comparison.of(model, layer=layer)
+    if not images:
+        raise DataError("A figure of images needs at least one.")
+    grid = grids_of(model, comparison.preprocess, [comparison.layer])[comparison.layer]
+    height, width = comparison.preprocess.size
+    view, across = VIEW_SIDE * height / width, min(len(images), BLOCKS)
+    block, row = 2 * (VIEW_SIDE + GAP) + 2 * MARGIN, view + LINE + 0.06 + GAP
+    tall = 2 * row + MARGIN
+    figure = new_figure(across * block, math.ceil(len(images) / across) * tall + MARGIN + LEGEND_HEIGHT)
+    for number, image in enumerate(images):
+        generator = np.random.default_rng([seed, number])
+        pair = draw_views(to_rgb(image), rule or ViewRule(), comparison.preprocess.size, grid, generator)
+        if isinstance(pair, str):
+            raise DataError(f"Image {number + 1}: {pair}.")
+        patches = tokens_of(model, comparison.preprocess, pair.views, [comparison.layer])[comparison.layer]
+        left, top = MARGIN + number % across * block, MARGIN + number // across * tall
+        for name, clean in comparison.methods.items():
+            lefts = (left, left + VIEW_SIDE + GAP)
+            panels = [place_axes(figure, one, top + LINE + 0.06, VIEW_SIDE, view) for one in lefts]
+            share = _draw_matches(panels, pair, clean(patches), grid)
+            place_text(figure, left, top, f"{'raw' if name == 'raw' else 'clean'} tokens: {share:.0%} right")
+            top += row
+    marks: dict[str, dict[str, Any]] = {"right, within one patch": RIGHT, "wrong": WRONG}
+    handles = [Line2D([], [], label=label, markersize=3, linewidth=0.7, **look) for label, look in marks.items()]
+    figure.legend(handles=handles, loc="lower center", ncols=2)
+    return figure
+
+
+def _draw_matches(panels: Sequence[Axes], pair: ViewPair, patches: Tensor, grid: tuple[int, int]) -> float:
+    """Draws both views and their matches; the share that is right."""
+    for axes, view in zip(panels, pair.views, strict=True):
+        show(axes, view.permute(1, 2, 0).numpy())
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+    places, inside = true_places(pair.homography, grid)
+    centres, own = patch_centres(grid), inside.nonzero().squeeze(1)
+    chosen = nearest(patches[0][inside.to(patches.device)], patches[1]).cpu()
+    right = (centres[chosen] - places[inside]).abs().amax(dim=1) <= 1
+    shares = centres / torch.tensor(grid)
+    for number in np.linspace(0, len(own) - 1, min(SHOWN_MATCHES, len(own))).round().astype(int):
+        look = RIGHT if right[number] else WRONG
+        ends = [(float(x), 1 - float(y)) for y, x in (shares[own[number]], shares[chosen[number]])]
+        panels[1].add_artist(
+            ConnectionPatch(
+                ends[0],
+                ends[1],
+                "data",
+                "data",
+                axesA=panels[0],
+                axesB=panels[1],
+                color=look["color"],
+                linestyle=look["linestyle"],
+                linewidth=0.7,
+            )
+        )
+        panels[0].plot(*ends[0], color=look["color"], marker=".", markersize=3)
+        panels[1].plot(*ends[1], color=look["color"], marker=look["marker"], markersize=3)
+    return float(right.double().mean())
+
+
+@styled
+def similarity_maps(
+    model: SOAPModelWrapper,
+    images: Sequence[Image.Image],
+    *,
+    layer: int | None = None,
+    patch: tuple[float, float] = (0.5, 0.5),
+) -> Figure:
+    """What a patch resembles: its cosine to every patch of its own and of the next photograph, raw and clean.
+
+    One row per photograph; the patch has a frame. Colours mean the same in the whole figure. The next photograph, of
+    the last one the first, is cut to the same shape.
+
+    Args:
+        model ([`SOAPModelWrapper`]): a head and its backbone.
+        images (sequence of `PIL.Image.Image`): two photographs or more, any mode and size.
+        layer (`int`, *optional*): one of the head's layers; default: the last one.
+        patch (`(float, float)`, defaults to the middle): where the patch lies, as shares of the height and the width.
+
+    Raises:
+        DataError: fewer than two images, or `patch` lies outside.
+    """
+    if len(images) < 2:
+        raise DataError("A figure of similarity needs two images or more.")
+    if not all(0 <= share <= 1 for share in patch):
+        raise DataError(f"patch must lie between 0 and 1 of the height and of the width, not at {patch}.")
+    rows = []
+    for image, other in zip(images, islice(cycle(images), 1, None), strict=False):
+        first, second = look_at(model, [image, ImageOps.fit(to_rgb(other), image.size)], layer=layer)
+        shape = first.tokens["raw"].shape[:2]
+        place = tuple(min(int(share * length), length - 1) for share, length in zip(patch, shape, strict=True))
+        cosines = {
+            name: [_cosines(own, own[place]), _cosines(second.tokens[name], own[place])]
+            for name, own in first.tokens.items()
+        }
+        rows.append((first.image, second.image, place, shape, cosines))
+    lowest = min(float(one.min()) for row in rows for both in row[-1].values() for one in both)
+    titles = ["patch", "raw: same", "raw: next", "clean: same", "clean: next"]
+    figure, panels = picture_grid([row[0] for row in rows], titles, room=COLORBAR_HEIGHT)
+    shown = ScalarMappable(cmap="viridis")
+    shown.set_clim(lowest, 1)
+    for (own, other, (row, column), (height, width), cosines), (first_axes, *others) in zip(rows, panels, strict=True):
+        maps = [one for both in cosines.values() for one in both]
+        for axes, picture in zip((first_axes, *others), (own, own, other, own, other), strict=True):
+            show(axes, picture if axes is first_axes else picture.convert("L").convert("RGB"))
+        for axes, one in zip(others, maps, strict=True):
+            show(axes, one.numpy(), cmap=shown.cmap, norm=shown.norm, interpolation="nearest", alpha=0.75)
+        for axes in (first_axes, others[0], others[2]):
+            corner = (column / width, 1 - (row + 1) / height)
+            axes.add_patch(Rectangle(corner, 1 / width, 1 / height, fill=False, edgecolor="#D55E00", linewidth=1.2))
+    place_colorbar(figure, shown, "cosine to the patch in the frame")
+    return figure
+
+
+def _cosines(tokens: Tensor, token: Tensor) -> Tensor:
+    return normalize(tokens.float(), dim=-1) @ normalize(token.float(), dim=-1)
+
+
+@styled
+def matching_curve(choices: Mapping[str, StrengthChoice]) -> Figure:
+    """Matching against strength, with the 95 % interval of each gain over raw tokens; the chosen strength is filled.
+
+    Args:
+        choices (`dict[str, StrengthChoice]`): what to call each head, and what `choose_mu` found.
+
+    Raises:
+        DataError: no head.
+    """
+    if not choices:
+        raise DataError("A figure of strengths needs at least one head.")
+    figure = new_figure(PAGE_WIDTH * 0.62, 2.6, layout="constrained")
+    axes = figure.subplots()
+    strengths = sorted({tried.mu for choice in choices.values() for tried in choice.curve})
+    place = {mu: number for number, mu in enumerate(strengths)}
+    looks = dict(zip(choices, series_looks(len(choices)), strict=True))
+    for label, choice in choices.items():
+        look, raw = looks[label], choice.curve[0].right
+        x, y = [place[tried.mu] for tried in choice.curve], [tried.right for tried in choice.curve]
+        low, high = ([raw + tried.gain[end] for tried in choice.curve] for end in (1, 2))
+        axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        axes.plot(x, y, markerfacecolor="white", **look)
+        axes.plot(place[choice.mu], choice.chosen.right, **look)
+    axes.set_xticks(range(len(strengths)), [f"{mu:g}" for mu in strengths])
+    axes.set(xlabel="strength mu (components removed)", ylabel="patches matched within one patch")
+    axes.spines[["top", "right"]].set_visible(False)
+    marks = [
+        ("chosen", Line2D([], [], color="0.4", marker="o", linestyle="")),
+        ("not chosen", Line2D([], [], color="0.4", marker="o", linestyle="", markerfacecolor="white")),
+    ]
+    add_legend(figure, [*((label, Line2D([], [], **look)) for label, look in looks.items()), *marks])
+    return figure

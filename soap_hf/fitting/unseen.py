@@ -1,0 +1,102 @@
+"""Images that a fit does not see: for the check of its head, and for the choice of a strength."""
+
+from typing import NamedTuple
+
+from datasets import Dataset, IterableDataset
+from transformers.utils import logging
+
+from ..data.data_sets import undecoded
+from ..data.image_sample import ImageSample
+from ..evaluation.examples import Examples
+from ..runtime.errors import DataError
+from .arguments import FitArguments
+from .processes import on_main
+
+logger = logging.get_logger(__name__)
+
+LEAST_UNSEEN = 8
+"""With fewer photographs a check says little, and there is none."""
+
+LARGEST_SHARE = 5
+"""A fifth of the images at most is kept from the fit."""
+
+TUNING_IMAGES = 100
+"""Photographs by which `mu="matching"` chooses."""
+
+
+class Split(NamedTuple):
+    """A data set in parts that share no image.
+
+    Attributes:
+        fitted ([`ImageSample`]): what the fit reads.
+        checked, tuned ([`Examples`], *optional*): for the check of the head, and for the choice of its strength.
+    """
+
+    fitted: ImageSample
+    checked: Examples | None
+    tuned: Examples | None
+
+
+def split_images(images: Dataset | IterableDataset, chosen: FitArguments) -> Split:
+    """Divides a data set: the fit's sample first; what is left, or else a part set aside, is for check and choice.
+
+    Of a stream, whose end nobody knows, the first images of the random order are set aside.
+
+    Raises:
+        DataError: the images cannot be read, or are too few for `mu="matching"`.
+    """
+    tuning = TUNING_IMAGES if chosen.mu == "matching" else 0
+    wanted, column, seed = chosen.check + tuning, chosen.image_column, chosen.seed
+    least = min(wanted, LEAST_UNSEEN * ((chosen.check > 0) + (tuning > 0)))
+    if isinstance(images, IterableDataset):
+        found = wanted if wanted and _reaches(undecoded(images, column), 2 * wanted) else 0
+        fitted = ImageSample(images, column, chosen.num_images, seed, skip=found)
+        rows = fitted.skipped
+    else:
+        whole = ImageSample(images, column, None, seed)
+        order, asked = list(whole.rows or ()), min(chosen.num_images or len(images), len(images))
+        found = min(wanted, len(order) - asked)
+        if found < least:
+            found = min(wanted, len(order) // LARGEST_SHARE)
+            found = found if found >= least else 0
+            asked = min(asked, len(order) - found)
+        fitted = ImageSample(images, column, asked, seed)
+        rows = images.select(order[asked : asked + found])
+        _say_what_is_fitted(chosen, len(order), asked, found)
+    if tuning and not found:
+        raise DataError(
+            f'mu="matching" needs {least} images or more that the fit does not see, a fifth of all at most; give more '
+            'images, or take mu="auto".'
+        )
+    checked = found * chosen.check // wanted if wanted else 0
+    return Split(fitted, _examples(rows, range(checked), chosen), _examples(rows, range(checked, found), chosen))
+
+
+def _examples(rows: Dataset | IterableDataset | None, numbers: range, chosen: FitArguments) -> Examples | None:
+    if rows is None or not len(numbers):
+        return None
+    if isinstance(rows, IterableDataset):  # few enough to be held as files
+        taken = list(rows.skip(numbers.start).take(len(numbers)))
+        rows, numbers = Dataset.from_list(taken, features=rows.features), range(len(taken))
+    # a bad image must not cost the fit
+    return Examples(rows.select(numbers), chosen.image_column, seed=chosen.seed, max_bad_fraction=0.5)
+
+
+def _reaches(stream: IterableDataset, count: int) -> bool:
+    return sum(1 for _ in stream.take(count)) == count
+
+
+def _say_what_is_fitted(chosen: FitArguments, available: int, asked: int, found: int) -> None:
+    """Says when fewer images are fitted on than asked for."""
+    wanted = chosen.num_images
+    if wanted is not None and asked < wanted and not found:
+        on_main(
+            logger.warning,
+            f"The data set has {available} images, fewer than the {wanted} asked for: all are used.",
+        )
+    elif found and asked + found == available and (wanted is None or asked < wanted):
+        on_main(
+            logger.warning,
+            f"The data set has {available} images: {asked} are fitted on, and {found} are kept to check the head "
+            "(check=0 fits on all).",
+        )
