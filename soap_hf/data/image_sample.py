@@ -99,8 +99,8 @@ class ImageSample:
             if num_images is None and _repeats_for_ever(images):
                 raise DataError("The stream repeats itself for ever; say how many images to read with num_images.")
             stream = images if seed is None else images.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
-            self.skipped, stream = (stream.take(skip), stream.skip(skip)) if skip else (None, stream)
-            self._images: Any = stream if num_images is None else stream.take(num_images)
+            self.skipped = stream.take(skip) if skip else None
+            self._images: Any = stream if num_images is None else stream.take(skip + num_images)
             self.available = num_images
         else:
             order: Any = range(len(images))
@@ -110,7 +110,7 @@ class ImageSample:
             self._images, self.available = images.select(self.rows), len(self.rows)
             if self.available < 2 and seed is not None:
                 raise DataError(f"At least 2 images are needed, but the data set has {self.available}.")
-        self._seed = seed or 0
+        self._seed, self._skip = seed or 0, skip
         self.bad_images: list[BadImage] = []
         # a stream that is read to its end may be split by its files; a sample of it must be the same for any number
         # of processes, so that each reads all files and keeps its share
@@ -163,7 +163,7 @@ class ImageSample:
         if self.streamed:
             strategy = "auto" if self.in_parts else "examples"
             rows = split_stream(self._images, rank, num_processes, strategy)
-            images: TorchDataset = _Stream(rows, read, start, stop, rank, num_processes)
+            images: TorchDataset = _Stream(rows, read, start, stop, rank, num_processes, self._skip)
             loading = {"batch_size": batch_size, "num_workers": min(num_workers, 1)}
         else:
             images, end = _Rows(self._images, read), min(len(self._images), sys.maxsize if stop is None else stop)
@@ -252,10 +252,11 @@ class _Rows(TorchDataset):
 
 
 class _Stream(TorchIterableDataset):
-    def __init__(self, rows: IterableDataset, read: Any, start: int, stop: int | None, rank: int, num_processes: int):
+    def __init__(self, rows: Any, read: Any, start: int, stop: int | None, rank: int, num_processes: int, skip: int):
         self.rows, self.read = rows, read
         self.wanted = range(start, sys.maxsize if stop is None else stop)
-        self.positions = range(rank, sys.maxsize, num_processes)
+        # `skip` of datasets 4.8 passes over other rows than those that `take` gives, so that these are counted here
+        self.positions = range(rank - skip, sys.maxsize, num_processes)
 
     def __iter__(self) -> Iterator[Item]:
         # unlike iterating over the rows themselves, `iter` gives one order in every process

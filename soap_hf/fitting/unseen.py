@@ -76,8 +76,7 @@ def _examples(rows: Dataset | IterableDataset | None, numbers: range, chosen: Fi
     if rows is None or not len(numbers):
         return None
     if isinstance(rows, IterableDataset):  # few enough to be held as files
-        taken = list(rows.skip(numbers.start).take(len(numbers)))
-        rows, numbers = Dataset.from_list(taken, features=rows.features), range(len(taken))
+        rows = Dataset.from_list(list(rows), features=rows.features)
     # a bad image must not cost the fit
     return Examples(rows.select(numbers), chosen.image_column, seed=chosen.seed, max_bad_fraction=0.5)
 
