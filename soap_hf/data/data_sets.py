@@ -1,26 +1,34 @@
 """Opening data sets of images: from the Hub, folders, files and memory."""
 
+import glob
+import hashlib
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import datasets
 from datasets import (
-    ClassLabel,
     Dataset,
     DatasetDict,
     IterableDataset,
     IterableDatasetDict,
     ReadInstruction,
+    get_dataset_config_names,
+    get_dataset_default_config_name,
     get_dataset_split_names,
     load_dataset,
     load_from_disk,
 )
 from datasets import Image as ImageFeature
 from datasets.exceptions import DatasetNotFoundError
+from datasets.utils.metadata import MetadataConfigs
+from huggingface_hub import DatasetCard
 from PIL import Image
+from pyarrow import parquet
 
 from ..runtime.errors import DataError, first_sentence
-from .image_files import files_by_split
+from .folders import FolderFiles, open_image_folder, parquet_files, say_what_is_passed_over, split_name
 
 
 def open_dataset(
@@ -50,12 +58,13 @@ def open_dataset(
     try:
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             return open_dataset(load_from_disk(str(dataset)), split=split)
-        if path.is_dir() and (folder := _image_folder(path)):
-            return _take_split(folder, split)
-        arguments = _parquet_arguments(path) if path.exists() else {"path": str(dataset)}
-        splits = get_dataset_split_names(**arguments, config_name=config_name, token=token)
+        source = _local_source(path, split, config_name) if path.exists() else {"path": str(dataset)}
+        if isinstance(source, DatasetDict):
+            return _take_split(source, split)
+        _check_config(config_name, **source, token=token)
+        splits = get_dataset_split_names(**source, config_name=config_name, token=token)
         chosen = _choose_split(splits, split)
-        return load_dataset(**arguments, name=config_name, split=chosen, streaming=streaming, token=token)
+        return load_dataset(**source, name=config_name, split=chosen, streaming=streaming, token=token)
     except DatasetNotFoundError as error:
         raise DataError(
             f"Data set {str(dataset)!r} is neither a file or folder here nor a data set on the Hub; check the name, "
@@ -76,35 +85,61 @@ def public_name(dataset: Any, opened: Dataset | IterableDataset | None = None) -
     return (opened.info.dataset_name if opened is not None else None) or "a data set in memory"
 
 
-def _parquet_arguments(path: Path) -> dict[str, Any]:
-    """Arguments of `load_dataset` for a parquet file or a folder of them."""
-    if path.is_file() and path.suffix != ".parquet":
-        raise DataError(f"{path} is a file but not parquet; give a folder of images or a parquet file.")
+def _local_source(path: Path, split: str | None, config_name: str | None) -> dict[str, Any] | DatasetDict:
+    """A folder of images as data sets; of anything else, the arguments of `load_dataset`."""
     if path.is_file():
-        return {"path": "parquet", "data_files": str(path)}
-    if any(path.rglob("*.parquet")):
-        return {"path": "parquet", "data_files": str(path / "**" / "*.parquet")}
+        if path.suffix != ".parquet":
+            raise DataError(f"{path} is a file but not parquet; give a folder of images or a parquet file.")
+        return {"path": "parquet", "data_files": glob.escape(path.as_posix())}
+    if _has_card_with_configs(path):
+        return {"path": _plain_path(path)}
+    if config_name is not None:
+        raise DataError(f"Folder {path} has no configs, as its README.md names none; leave out {config_name!r}.")
+    files = FolderFiles.of(path)
+    if files.parquet:
+        rows = sum(parquet.read_metadata(file).num_rows for file in files.parquet)
+        if len(files.images) >= rows:
+            raise DataError(
+                f"Folder {path} holds {len(files.images)} images and parquet files of {rows} rows; give the "
+                "folder of the ones or of the others."
+            )
+        chosen = parquet_files(path, files.parquet)
+        used = {Path(file) for paths in chosen.values() for file in paths}
+        rest = [file for file in files.parquet if file not in used]
+        say_what_is_passed_over(path, sorted([*files.images, *files.others, *rest]))
+        return {"path": "parquet", "data_files": chosen}
+    if files.images:
+        return open_image_folder(path, files, split)
+    say_what_is_passed_over(path, files.others)
     raise DataError(f"Folder {path} holds neither images nor parquet files; give a folder that does.")
 
 
-def _image_folder(path: Path) -> DatasetDict | None:
-    """The images of a folder and all below it; `None` if it holds none.
+def _check_config(config_name: str | None, **source: Any) -> None:
+    configs, problem = get_dataset_config_names(**source), ""
+    if config_name is None and len(configs) > 1 and not get_dataset_default_config_name(**source):
+        problem = "has several configs"
+    elif config_name is not None and config_name not in configs:
+        problem = f"has no config {config_name!r}"
+    if problem:
+        raise DataError(f"The data set {problem}; choose one of {', '.join(configs)} with config_name=….")
 
-    Folders named as splits make splits. Unlike in `datasets`, names of files do not: every image counts. If all images
-    of every split lie in sub-folders, two or more in all, those are classes, and name the column `label`.
-    """
-    splits = files_by_split(path)
-    below = {split: [file.relative_to(root) for file in files] for split, (root, files) in splits.items()}
-    classes = sorted({file.parts[0] for files in below.values() for file in files})
-    labelled = len(classes) > 1 and all(len(file.parts) > 1 for files in below.values() for file in files)
-    made = DatasetDict()
-    for split, (_, files) in splits.items():
-        made[split] = Dataset.from_dict({"image": list(map(str, files))}, split=split)
-        made[split] = made[split].cast_column("image", ImageFeature())
-        if labelled:
-            labels = [classes.index(file.parts[0]) for file in below[split]]
-            made[split] = made[split].add_column("label", labels, feature=ClassLabel(names=classes))
-    return made or None
+
+def _has_card_with_configs(folder: Path) -> bool:
+    card = folder / "README.md"
+    return card.is_file() and bool(MetadataConfigs.from_dataset_card_data(DatasetCard.load(card).data))
+
+
+def _plain_path(folder: Path) -> str:
+    """The folder by a name that datasets does not take for a pattern: if need be, a folder of links in its cache."""
+    if glob.escape(str(folder)) == str(folder):
+        return str(folder)
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    links = Path(datasets.config.HF_DATASETS_CACHE) / "soap-hf-links" / name
+    shutil.rmtree(links, ignore_errors=True)
+    links.mkdir(parents=True)
+    for path in folder.resolve().iterdir():
+        (links / path.name).symlink_to(path, target_is_directory=path.is_dir())
+    return str(links)
 
 
 def _take_split(splits: DatasetDict | IterableDatasetDict, split: str | None) -> Dataset | IterableDataset:
@@ -125,7 +160,10 @@ def _choose_split(splits: list[str], split: str | None) -> str:
         split = splits[0] if len(splits) == 1 else "train" if "train" in splits else None
     if split is None:
         raise DataError(f"The data set has several splits; choose one of {', '.join(splits)} with split=….")
-    if split.partition("[")[0] not in splits:
+    name, bracket, rest = split.partition("[")
+    if name not in splits and split_name(name) in splits:  # val is validation
+        return f"{split_name(name)}{bracket}{rest}"
+    if name not in splits:
         raise DataError(f"The data set has no split {split!r}; choose one of {', '.join(splits)}.")
     return split
 
@@ -135,9 +173,17 @@ def undecoded(
 ) -> Dataset | IterableDataset:
     """A column of images, and one of masks if it is named, as files rather than pixels: a broken one can be skipped.
 
+    The format that the user gave the data set is taken off.
+
     Raises:
-        DataError: no such column, or not images; names the argument that chooses another.
+        DataError: no such column, or not images (names the argument that chooses another), or a transform.
     """
+    if dataset_format(dataset) == "custom":
+        raise DataError(
+            "The data set has a transform, which is left out where images are read as files; take it off with "
+            "dataset.with_format(None), or apply it to the images with dataset.map."
+        )
+    dataset = dataset.with_format(None)
     columns = {"image_column": image_column} | ({} if mask_column is None else {"mask_column": mask_column})
     features = dataset.features
     known: dict[str, Any] = next(iter(dataset), {}) if features is None else features
@@ -158,6 +204,12 @@ def undecoded(
     for column in columns.values():
         dataset = dataset.cast_column(column, ImageFeature(decode=False))
     return dataset
+
+
+def dataset_format(dataset: Dataset | IterableDataset) -> str | None:
+    """What kind of rows the user has asked for: `"torch"`, `"pandas"`, …, `"custom"` for a transform."""
+    formatting = dataset._formatting if isinstance(dataset, IterableDataset) else dataset.format["type"]
+    return getattr(formatting, "format_type", formatting)
 
 
 def _holds_images(kind: Any) -> bool:

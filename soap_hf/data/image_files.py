@@ -1,30 +1,13 @@
-"""Image files: finding them in folders, reading them, and naming those that cannot be read."""
+"""Image files: reading them, and naming those that cannot be read."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from datasets import Image as ImageFeature
 from PIL import Image, UnidentifiedImageError
 
 from ..runtime.errors import DataError, first_sentence
-
-SPLIT_FOLDERS = {"train", "test", "val", "validation"}
-
-IMAGE_EXTENSIONS = {extension for extension, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-
-
-def files_by_split(path: Path) -> dict[str, tuple[Path, list[Path]]]:
-    """The image files of a folder and all below it, sorted: for each split, its root and its files.
-
-    All are of one split, `"train"`, unless every file lies in a folder that is named as a split.
-    """
-    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in IMAGE_EXTENSIONS and file.is_file()]
-    tops = {file.relative_to(path).parts[0] for file in files}
-    if not tops <= SPLIT_FOLDERS:
-        return {"train": (path, files)}
-    return {top: (path / top, [file for file in files if file.is_relative_to(path / top)]) for top in sorted(tops)}
 
 
 @dataclass(frozen=True)

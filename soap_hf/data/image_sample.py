@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..compat import split_stream
-from ..runtime.errors import DataError
+from ..runtime.errors import DataError, SOAPError, first_sentence
 from .data_sets import undecoded
 from .image_files import BadImage, image_name, read_image, stop_if_too_many_bad
 from .preprocessing import to_rgb
@@ -48,7 +48,7 @@ class Batch(NamedTuple):
     names: list[str]
     positions: list[int]
     bad: list[BadImage]
-    refusal: DataError | None = None  # why the images are not to be used at all
+    refusal: SOAPError | None = None  # why the images are not to be used at all
 
     @property
     def num_images(self) -> int:
@@ -155,7 +155,8 @@ class ImageSample:
         read every position up to a common one.
 
         `prepare` runs in the `num_workers` processes that decode; default: what the machine and the sample allow. A
-        batch has fewer than `batch_size` images where some cannot be read. A `DataError` of `prepare` is raised.
+        batch has fewer than `batch_size` images where some cannot be read. A `SOAPError` of `prepare` is
+        raised; what else it raises makes the image a bad one.
         """
         num_workers = default_workers(self.available) if num_workers is None else num_workers
         read = partial(_read, sample=self, prepare=prepare)
@@ -234,10 +235,14 @@ class Item(NamedTuple):
 def _read(row: dict[str, Any], position: int, sample: ImageSample, prepare: Callable[[Example], Any]) -> Item:
     try:
         example = sample.example(row, position)
-        value = example if isinstance(example, BadImage) else prepare(example)
-        return Item(position, value, example.name)
-    except DataError as error:  # raised in a process that decodes, it would bring that one's traceback along
+    except SOAPError as error:  # raised in a process that decodes, it would bring that one's traceback along
         return Item(position, error)
+    try:
+        return Item(position, example if isinstance(example, BadImage) else prepare(example), example.name)
+    except SOAPError as error:
+        return Item(position, error)
+    except Exception as error:  # resizing raises what it likes, and a MemoryError means this image alone
+        return Item(position, BadImage(example.name, first_sentence(error)))
 
 
 class _Rows(TorchDataset):
@@ -269,9 +274,9 @@ class _Stream(TorchIterableDataset):
 
 def _collate(items: Iterable[Item]) -> Batch:
     items = list(items)
-    refusal = next((item.value for item in items if isinstance(item.value, DataError)), None)
+    refusal = next((item.value for item in items if isinstance(item.value, SOAPError)), None)
     bad = [item.value for item in items if isinstance(item.value, BadImage)]
-    good = [item for item in items if not isinstance(item.value, (BadImage, DataError))]
+    good = [item for item in items if not isinstance(item.value, (BadImage, SOAPError))]
     values: Any = [item.value for item in good]
     if good and refusal is None and all(isinstance(value, Tensor) for value in values):
         values = torch.stack(values)

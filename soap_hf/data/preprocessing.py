@@ -17,6 +17,9 @@ from ..runtime.head_files import PROCESSOR_FILE
 
 logger = logging.get_logger(__name__)
 
+MAX_ASPECT = 32
+"""A longer image is cropped about its centre before its short side is resized, which could fill the memory."""
+
 _COLOURS = ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
 
 
@@ -85,13 +88,15 @@ class ImagePreprocessor:
             raise DataError(f"{type(processor).__name__} has no fixed size; pass image_size.")
         self.size: tuple[int, int] = image_size or own_size  # type: ignore[assignment]
         self._kwargs = {} if image_size in (None, own_size) else _size_kwargs(processor, self.size)
-        self._crops = not _crop(processor) and _field(processor, "size", "height") is None
+        self._keeps_aspect = _field(processor, "size", "height") is None
+        self._crops = not _crop(processor) and self._keeps_aspect
         problem = self._problem()
         packs = all(_field(processor, "size", part) is None for part in ("height", "shortest_edge"))
         if problem and (packs or "Video" in type(processor).__name__):
             logger.warning(f"{problem} Images are resized to {self.size[0]} x {self.size[1]} pixels instead.")
             colours = {name: getattr(processor, name) for name in _COLOURS}
-            self.processor, self._kwargs, self._crops = _plain_processor(self.size, **colours), {}, False
+            self.processor, self._kwargs = _plain_processor(self.size, **colours), {}
+            self._crops = self._keeps_aspect = False
             problem = self._problem()
         if problem:
             raise DataError(f"{problem} Choose another image_size or pass image_processor.")
@@ -101,6 +106,9 @@ class ImagePreprocessor:
         image = to_rgb(image)
         if self._crops:
             image = _crop_to_aspect(image, self.size)
+        elif self._keeps_aspect and max(image.size) > MAX_ASPECT * min(image.size):
+            width, height = (min(side, MAX_ASPECT * min(image.size)) for side in image.size)
+            image = _crop_to_aspect(image, (height, width))
         pixels = self.processor(image, return_tensors="pt", **self._kwargs)["pixel_values"]
         return torch.as_tensor(pixels[0], dtype=torch.float32)
 

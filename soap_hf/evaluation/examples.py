@@ -9,7 +9,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
 from datasets import Image as ImageFeature
 
 from ..data.data_sets import open_dataset
-from ..data.image_files import BadImage, files_by_split
+from ..data.folders import FolderFiles, images_by_split
+from ..data.image_files import BadImage
 from ..data.image_sample import Batch, Example, ImageSample
 from ..runtime.errors import DataError
 
@@ -53,7 +54,9 @@ class Examples:
         masks: dict[str, Any] = {"mask_column": mask_column, "resize_masks": resize_masks}
         self._sample = ImageSample(dataset, image_column, num_images, seed, in_order=True, **masks)
         self.has_masks, self.max_bad_fraction = mask_column is not None, max_bad_fraction
-        self.labels = [] if label_column is None else _labels(dataset.select(self.numbers), label_column)
+        self.labels = (
+            [] if label_column is None else _labels(dataset.with_format(None).select(self.numbers), label_column)
+        )
 
     def __len__(self) -> int:
         return self._sample.available or 0
@@ -143,8 +146,8 @@ def _files_by_key(folder: Any, what: str) -> dict[tuple[str, str], str]:
     if not isinstance(folder, (str, os.PathLike)) or not Path(folder).is_dir():
         raise DataError(f"{folder} is no folder; images and masks must be two folders, or two columns of a data set.")
     found: dict[tuple[str, str], str] = {}
-    for split, (root, files) in files_by_split(Path(folder)).items():
-        for file in files:
+    for split, pairs in images_by_split(Path(folder), FolderFiles.of(Path(folder)).images).items():
+        for root, file in pairs:
             key = split, file.relative_to(root).with_suffix("").as_posix()
             if key in found:
                 raise DataError(f"{found[key]} and {file} have one name; remove one of them, so that {what} pair up.")

@@ -9,7 +9,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..data.image_files import IMAGE_EXTENSIONS, BadImage, read_image
+from ..data.folders import PICTURES
+from ..data.image_files import BadImage, read_image
 from ..data.preprocessing import to_rgb
 from ..runtime.errors import DataError
 from .comparison import Comparison
@@ -89,7 +90,7 @@ def read_scenes(folder: Path) -> list[Scene]:
         raise DataError(f"{folder} is no folder; give one with a folder per scene (v_…, i_…), as HPatches has.")
     scenes = []
     for path in sorted(path for path in folder.iterdir() if path.is_dir() and path.name[:2] in ("v_", "i_")):
-        images = {file.stem: file for file in sorted(path.iterdir()) if file.suffix.lower() in IMAGE_EXTENSIONS}
+        images = {file.stem: file for file in sorted(path.iterdir()) if file.suffix.lower() in PICTURES}
         if "1" not in images:
             raise DataError(f"Scene {path} has no image 1, with which the others are compared; add it.")
         numbers = [number for number in OTHERS if str(number) in images]

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from datasets import Features, Sequence, Value
 from torch import Tensor

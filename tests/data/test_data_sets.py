@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from datasets import Dataset, DatasetDict, Features, IterableDataset, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 from datasets import Image as ImageFeature
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
@@ -14,6 +14,7 @@ from soap_hf.data.data_sets import open_dataset
 from soap_hf.data.image_files import BadImage
 from soap_hf.data.image_sample import ImageSample
 from soap_hf.data.preprocessing import ImagePreprocessor
+from soap_hf.evaluation.examples import Examples
 from soap_hf.runtime.errors import DataError, VersionError
 from tests.conftest import noise_image
 
@@ -284,7 +285,7 @@ def test_names_of_files_and_stray_files_do_not_matter(tmp_path):
     (folder := tmp_path / "my [photos]").mkdir()
     for name in ("train_0", "test-1", "val", "image"):
         noise_image(len(name)).save(folder / f"{name}.png")
-    (folder / "metadata.csv").write_text("a,b\n1,2\n")
+    (folder / "notes.csv").write_text("a,b\n1,2\n")
     assert len(open_dataset(folder)) == 4
 
 
@@ -402,3 +403,34 @@ def test_classes_change_nothing_of_a_sample(tmp_path, preprocess):
     labelled, _ = read(sample_of(opened, 5), preprocess)
     bare, _ = read(sample_of(opened.remove_columns("label"), 5), preprocess)
     assert torch.equal(labelled, bare)
+
+
+@pytest.mark.parametrize("kind", ["pandas", "arrow", "numpy", "torch"])
+@pytest.mark.parametrize("way", ["all columns", "labels alone", "a stream"])
+def test_the_format_of_a_data_set_changes_nothing(kind, way, few, preprocess):
+    data = few.to_iterable_dataset() if way == "a stream" else few
+    formatted = data.with_format(kind, columns=["label"]) if way == "labels alone" else data.with_format(kind)
+    assert torch.equal(read(sample_of(formatted, 7), preprocess)[0], read(sample_of(data, 7), preprocess)[0])
+
+
+@pytest.mark.parametrize("kind", ["numpy", "torch", "pandas"])
+def test_labels_come_out_of_any_format(kind, few):
+    named = few.cast_column("label", ClassLabel(names=[f"bird {number}" for number in range(80)]))
+    labels = Examples(named, label_column="label").labels
+    assert Examples(named.with_format(kind), label_column="label").labels == labels
+    assert labels[0].startswith("bird")
+
+
+def test_a_transform_is_refused_rather_than_left_out(few):
+    with pytest.raises(DataError, match="has a transform, which is left out"):
+        sample_of(few.with_transform(lambda rows: rows))
+
+
+def test_an_image_that_cannot_be_prepared_is_a_bad_one(few, preprocess):
+    def prepare(example):
+        if example.row == 3:
+            raise MemoryError
+        return preprocess.of_example(example)
+
+    (batch,) = sample_of(few, None).batches(prepare, 99, 0)
+    assert (len(batch.values), [str(image) for image in batch.bad]) == (11, ["row 3 (MemoryError)"])

@@ -214,3 +214,23 @@ def test_a_processor_at_its_own_size_is_left_alone():
     processor = PROCESSORS["vit"]
     assert ImagePreprocessor(processor, (224, 224)).resized_processor() is processor
     assert ImagePreprocessor(processor).resized_processor() is processor
+
+
+@pytest.mark.parametrize("size", [(60_000, 2), (2, 60_000), (4_000, 7)])
+def test_a_very_long_image_is_cropped_before_it_is_resized(size):
+    preprocess = ImagePreprocessor(dinov2())
+    largest = []
+    resize = preprocess.processor.resize
+    preprocess.processor.resize = lambda image, *args, **kwargs: (
+        largest.append(image.shape) or resize(image, *args, **kwargs)
+    )
+    image = noise_image(3).resize(size)
+    assert preprocess(image).shape == (3, 224, 224)
+    assert max(largest[-1]) <= 32 * min(size)
+
+
+def test_an_image_that_is_not_very_long_is_not_cropped():
+    preprocess = ImagePreprocessor(dinov2())
+    image = noise_image(3).resize((20 * 31, 20))
+    expected = dinov2()(image, return_tensors="pt")["pixel_values"][0]
+    assert torch.equal(preprocess(image), torch.as_tensor(expected))

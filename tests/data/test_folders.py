@@ -1,0 +1,257 @@
+"""What counts as the data in a folder, and how names make splits, configs and classes."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from datasets import Image as ImageFeature
+
+from soap_hf.data.data_sets import open_dataset
+from soap_hf.evaluation.examples import open_pairs
+from soap_hf.runtime.errors import DataError
+from tests.conftest import EXAMPLES, noise_image
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path_factory):
+    """Keeps what `datasets` prepares out of the user's cache."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - {split: train, path: data/train-*}
+  - {split: test, path: data/test-*}
+---
+"""
+
+
+def draw(*paths: Path) -> None:
+    """Images of noise at these paths, whatever their ending."""
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise_image(len(path.name)).save(path, format="PNG")
+
+
+def rows(number: int, first: int = 0) -> Dataset:
+    values = {"image": [noise_image(seed) for seed in range(first, first + number)], "row": list(range(number))}
+    return Dataset.from_dict(values).cast_column("image", ImageFeature())
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """How many images each split has, of those that a refusal names."""
+    with pytest.raises(DataError, match="no split") as refused:
+        open_dataset(folder, split="none such")
+    splits = str(refused.value).partition("choose one of ")[2].rstrip(".").split(", ")
+    return {split: len(open_dataset(folder, split=split)) for split in splits}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "valid", "test"),
+        ("training", "val", "testing"),
+        ("Train", "Validation", "Test"),
+        ("train2017", "val2017", "test_1"),
+        ("TRAIN", "dev", "evaluation"),
+    ],
+)
+@pytest.mark.parametrize("inside", [".", "data/images"])
+def test_folders_named_as_splits_are_splits(names, inside, tmp_path):
+    for number, name in enumerate(names, 1):
+        draw(*(tmp_path / inside / name / kind / f"{seed}.png" for kind in "ab" for seed in range(number)))
+    assert sizes(tmp_path) == {"train": 2, "validation": 4, "test": 6}
+    opened = open_dataset(tmp_path, split="val")
+    assert opened.features["label"].names == ["a", "b"]
+    assert len(open_dataset(tmp_path)) == 2, "train is the default"
+
+
+def test_a_stray_picture_beside_splits_makes_no_classes(tmp_path, caplog):
+    draw(tmp_path / "train" / "1.png", tmp_path / "test" / "2.png", tmp_path / "preview.png")
+    assert sizes(tmp_path) == {"train": 1, "test": 1}
+    assert open_dataset(tmp_path).column_names == ["image"]
+    assert "1 .png outside the splits, e.g. 'preview.png'" in caplog.text
+
+
+def test_a_class_named_as_a_split_is_asked_about(tmp_path):
+    draw(*(tmp_path / name / "1.png" for name in ("bus", "car", "train")))
+    with pytest.raises(DataError, match=r"named as splits \(train\) and in others \(bus, car\); choose a split"):
+        open_dataset(tmp_path)
+    assert len(open_dataset(tmp_path, split="train")) == 1
+    (tmp_path / "train").rename(tmp_path / "train_station")
+    assert open_dataset(tmp_path).features["label"].names == ["bus", "car", "train_station"]
+
+
+@pytest.mark.parametrize("card", [None, CARD])
+@pytest.mark.parametrize("name", ["set", "run[12] (*)", "[D] data"])
+def test_splits_of_parquet_files_are_those_of_datasets(card, name, tmp_path):
+    folder = tmp_path / name
+    (folder / "data").mkdir(parents=True)
+    rows(4).to_parquet(folder / "data" / "train-00000-of-00002.parquet")
+    rows(2).to_parquet(folder / "data" / "train-00001-of-00002.parquet")
+    rows(3).to_parquet(folder / "data" / "test-00000-of-00001.parquet")
+    (tmp_path / "run1").mkdir()
+    rows(1).to_parquet(tmp_path / "run1" / "train-00000-of-00001.parquet")
+    if card:
+        (folder / "README.md").write_text(card)
+    assert sizes(folder) == {"train": 6, "test": 3}
+    assert len(list(open_dataset(folder, split="test", streaming=True))) == 3
+
+
+def test_configs_are_those_of_the_card(tmp_path):
+    for name, number in (("small", 2), ("large", 5)):
+        (tmp_path / name).mkdir()
+        rows(number).to_parquet(tmp_path / name / "train.parquet")
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: small\n  data_dir: small\n- config_name: large\n  data_dir: large\n---\n"
+    )
+    assert len(open_dataset(tmp_path, config_name="small")) == 2
+    assert len(open_dataset(tmp_path, config_name="large")) == 5
+    with pytest.raises(DataError, match="has no config 'huge'; choose one of small, large with config_name"):
+        open_dataset(tmp_path, config_name="huge")
+    with pytest.raises(DataError, match="several configs; choose one of small, large"):
+        open_dataset(tmp_path)
+    (tmp_path / "README.md").unlink()
+    with pytest.raises(DataError, match="has no configs"):
+        open_dataset(tmp_path, config_name="small")
+
+
+def test_a_config_of_a_file_that_has_none_is_refused(tmp_path):
+    rows(2).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="no config 'x'"):
+        open_dataset(tmp_path / "a.parquet", config_name="x")
+
+
+@pytest.mark.parametrize("assets", ["assets", "test"])
+def test_pictures_beside_parquet_files_are_not_the_data(assets, tmp_path, caplog):
+    rows(6).to_parquet(tmp_path / "birds.parquet")
+    draw(tmp_path / assets / "one.png", tmp_path / assets / "two.png")
+    opened = open_dataset(tmp_path)
+    assert opened["row"][:] == list(range(6))
+    assert "2 files are passed over" in caplog.text
+
+
+def test_as_many_pictures_as_rows_are_asked_about(tmp_path):
+    rows(2).to_parquet(tmp_path / "features.parquet")
+    draw(*(tmp_path / f"{seed}.png" for seed in range(3)))
+    with pytest.raises(DataError, match="holds 3 images and parquet files of 2 rows; give the folder of the ones or"):
+        open_dataset(tmp_path)
+
+
+def test_a_head_in_the_folder_is_not_data(tmp_path):
+    draw(*(tmp_path / f"{seed}.png" for seed in range(3)))
+    shutil.copytree(EXAMPLES / "soap-vit-mae-tiny", tmp_path / "my head")
+    assert list((tmp_path / "my head").rglob("*.png")), "it has pictures of its own"
+    assert len(open_dataset(tmp_path)) == 3
+
+
+def test_hidden_and_system_files_are_not_data(tmp_path, caplog):
+    draw(*(tmp_path / kind / f"{seed}.png" for kind in ("crane", "ibis") for seed in range(2)))
+    for name in ("crane/._1.png", "__MACOSX/crane/1.png", ".ipynb_checkpoints/1.png", "@eaDir/1.png", "Thumbs.db"):
+        draw(tmp_path / name)
+    opened = open_dataset(tmp_path)
+    assert (len(opened), opened.features["label"].names) == (4, ["crane", "ibis"])
+    assert not caplog.text
+
+
+def test_what_is_passed_over_is_counted_and_named_once(tmp_path, caplog):
+    draw(*(tmp_path / f"{seed}.png" for seed in range(2)))
+    for name in ("a.jpg_large", "b.jpg_large", "photo", "c.h5", "d.mpg", "e.jpg?size=big", "notes.txt", "list.json"):
+        draw(tmp_path / name)
+    assert len(open_dataset(tmp_path)) == 2
+    (said,) = caplog.messages
+    assert "6 files are passed over" in said
+    assert "2 without an ending that is known (.jpg_large), e.g. 'a.jpg_large'" in said
+    assert "1 without an ending, e.g. 'photo'" in said
+    assert "notes" not in said
+
+
+def test_a_heic_file_is_read_or_the_way_is_told(tmp_path, caplog):
+    draw(*(tmp_path / f"{seed}.png" for seed in range(2)), tmp_path / "phone.HEIC")
+    try:
+        import pillow_heif  # noqa: F401
+    except ImportError:
+        assert len(open_dataset(tmp_path)) == 2
+        assert "1 .heic (needs pillow-heif), e.g. 'phone.HEIC'" in caplog.text
+    else:
+        assert len(open_dataset(tmp_path)) == 3
+
+
+def test_a_name_that_is_no_utf8_is_named(tmp_path, caplog):
+    draw(*(tmp_path / f"{seed}.png" for seed in range(2)))
+    shutil.copy(tmp_path / "0.png", os.fsencode(tmp_path) + b"/caf\xe9.png")
+    assert len(open_dataset(tmp_path)) == 2
+    assert r"1 whose name is not UTF-8 (rename them), e.g. 'caf\udce9.png'" in caplog.text
+    caplog.text.encode()
+
+
+def test_links_are_followed_and_none_leads_in_circles(tmp_path):
+    draw(*(tmp_path / "far" / f"{seed}.png" for seed in range(3)), tmp_path / "set" / "test" / "1.png")
+    (tmp_path / "set" / "train").symlink_to(tmp_path / "far", target_is_directory=True)
+    (tmp_path / "far" / "up").symlink_to(tmp_path / "set", target_is_directory=True)
+    (tmp_path / "set" / "latest").symlink_to(tmp_path / "set" / "test", target_is_directory=True)
+    assert sizes(tmp_path / "set") == {"train": 3, "test": 1}
+    (tmp_path / "set" / "train" / "one.png").symlink_to(tmp_path / "set" / "test" / "1.png")
+    assert sizes(tmp_path / "set") == {"train": 4, "test": 1}
+
+
+@pytest.mark.parametrize("name", ["what?.parquet", "a*b.parquet", "run[12].parquet"])
+def test_a_file_whose_name_is_a_pattern_is_that_file(name, tmp_path):
+    rows(2).to_parquet(tmp_path / name)
+    for other in ("whatX.parquet", "aXb.parquet", "run1.parquet"):
+        rows(5).to_parquet(tmp_path / other)
+    assert len(open_dataset(tmp_path / name)) == 2
+
+
+@pytest.mark.parametrize("name", ["train[1]", "run[12]", "[D] data", "a*?"])
+def test_a_folder_of_images_whose_name_is_a_pattern_is_that_folder(name, tmp_path):
+    draw(
+        tmp_path / name / "1.png", tmp_path / name / "[2].png", tmp_path / "run1" / "3.png", tmp_path / "aXY" / "4.png"
+    )
+    assert len(open_dataset(tmp_path / name)) == 2
+    (tmp_path / name / "metadata.csv").write_text("file_name,label\n1.png,3\n[2].png,4\n")
+    assert open_dataset(tmp_path / name)["label"][:] == [3, 4]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_metadata_beside_images_are_its_columns(ending, tmp_path, caplog):
+    draw(*(tmp_path / f"{seed}.png" for seed in range(4)), *(tmp_path / "masks" / f"{seed}.png" for seed in range(3)))
+    columns = {
+        "file_name": [f"{seed}.png" for seed in range(3)],
+        "mask_file_name": [f"masks/{seed}.png" for seed in range(3)],
+        "label": ["ibis", "crane", "ibis"],
+    }
+    getattr(Dataset.from_dict(columns), {"jsonl": "to_json"}.get(ending, f"to_{ending}"))(
+        tmp_path / f"metadata.{ending}"
+    )
+    opened = open_dataset(tmp_path)
+    assert (opened.features["image"], opened.features["mask"]) == (ImageFeature(), ImageFeature())
+    assert opened["label"][:] == columns["label"]
+    assert [Path(row["image"].filename).name for row in opened] == columns["file_name"]
+    assert {Path(row["mask"].filename).parent.name for row in opened} == {"masks"}
+
+
+def test_metadata_of_each_split_are_its_own(tmp_path):
+    for split, number in (("train", 3), ("test", 2)):
+        draw(*(tmp_path / split / f"{seed}.png" for seed in range(number)))
+        lines = "".join(f"{seed}.png,{split} {seed}\n" for seed in range(number))
+        (tmp_path / split / "metadata.csv").write_text(f"file_name,text\n{lines}")
+    assert open_dataset(tmp_path, split="test")["text"][:] == ["test 0", "test 1"]
+    assert len(open_dataset(tmp_path)) == 3
+
+
+def test_metadata_that_name_no_file_are_refused(tmp_path):
+    draw(tmp_path / "1.png")
+    (tmp_path / "metadata.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="file_name"):
+        open_dataset(tmp_path)
+
+
+def test_images_and_masks_pair_in_splits_of_other_spelling(tmp_path):
+    draw(tmp_path / "images" / "Train" / "1.png", tmp_path / "images" / "val" / "2.png")
+    draw(tmp_path / "masks" / "train" / "1.png", tmp_path / "masks" / "validation" / "2.png")
+    assert len(open_pairs(tmp_path / "images", tmp_path / "masks", split="validation")) == 1
