@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from ..heads.config import SOAPConfig
 from ..heads.model import SOAPModelWrapper
@@ -17,7 +18,7 @@ from ..layout.probing import Probe, probe_size
 from ..runtime.errors import BackboneError, HeadError, LayoutError
 from ..runtime.head_files import check_same_architecture
 from ..runtime.projection import SOAPProjection
-from ..runtime.vision_backbone import install_capturing_hooks, is_inside, native_image_size, takes_pixels
+from ..runtime.vision_backbone import is_inside, native_image_size, takes_pixels, warn_of_other_weights
 from .hosts import Host, Inputs, depends, find_towers, image_size_of, map_tokens, states_source
 
 
@@ -158,9 +159,10 @@ def _tower_sites(
 ) -> list[Site]:
     if head.config is not None:
         check_same_architecture(head.config.backbone, tower.config)
+        warn_of_other_weights(tower, head.config.backbone_digests)
     hooked = any(getattr(part, "_output_capturing_hooks_installed", False) for part in model.modules())
     if isinstance(model, PreTrainedModel) and not hooked:  # from the top, or the model's own first call doubles them
-        install_capturing_hooks(model)
+        maybe_install_capturing_hooks(model)
     source = states_source(tower, size)
     offered = [one for one in head.projections if one >= 0 or source is tower]
     if not offered:

@@ -177,7 +177,8 @@ def _stage(folder: Path, staging: Path, push: Push) -> SOAPConfig:
         shutil.copyfile(path, staging / CODE_FOLDER / path.name)
     config = HeadSource.open(staging).config(SOAPConfig)
     if push.include_backbone and not (staging / BACKBONE_FOLDER).is_dir():
-        save_backbone(modeling_soap.SOAPModelWrapper.from_pretrained(folder), staging)
+        head = modeling_soap.SOAPModelWrapper.from_pretrained(folder)
+        save_backbone(head.backbone, head.config.backbone, staging)
         config.backbone_name_or_path, config.backbone_revision = INCLUDED_BACKBONE, None
     return config
 

@@ -17,12 +17,13 @@ from ..runtime.errors import HeadError, OutputError, first_sentence
 from ..runtime.head_files import PROCESSOR_FILE, read_json
 from ..runtime.patch_layout import as_size
 from ..runtime.projection import SOAPProjection
+from ..runtime.vision_backbone import weight_digests, weight_sample
 from ..statistics.semantic_invariance import Mu
 from ..statistics.soap_statistics import SOAPStatistics
 from .config import SOAPConfig, all_values
 from .hub import push_model
 from .opening import check_provenance, read_statistics
-from .saving import save_head, weight_sample
+from .saving import save_head
 
 
 class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
@@ -66,6 +67,7 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
         check_provenance(config)
         super().__init__(config, backbone, projections)
         self.weights_when_wrapped = weight_sample(self.backbone)
+        self.digests_of_reference: dict[str, str] | None = config.backbone_digests  # `None`: nobody has looked
         self._statistics: dict[int, SOAPStatistics] = {}
         self._image_processor: Any = None
 
@@ -125,6 +127,7 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
             backbone_name_or_path=_lasting_reference(name_or_path or backbone.name_or_path),
             backbone_revision=revision or backbone.revision,
             backbone_dtype=str(live.dtype).removeprefix("torch."),
+            backbone_digests=weight_digests(live),
             layers=list(projections),
             hidden_sizes=[single.dim for single in projections.values()],
             ranks=[single.rank for single in projections.values()],
@@ -132,6 +135,7 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
         )
         model = cls(config, live, {key: single.to(live.device) for key, single in projections.items()})
         model._image_processor = image_processor
+        model.digests_of_reference = config.backbone_digests if backbone.is_as_referred else None
         if statistics is not None:
             model.set_statistics(statistics if isinstance(statistics, Mapping) else {layer: statistics})
         model.training = live.training  # not train(): it would put every part of a live backbone in this mode
@@ -209,11 +213,13 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
     ) -> None:
         """Writes the head: `config.json`, `model.safetensors`, `statistics.safetensors`, `preprocessor_config.json`.
 
-        Everything is written beside the target and moved there at the end, so that no half-written head is left.
+        Everything is written beside the target and moved there at the end, so that no half-written head is left. If an
+        adapter was added to the head, it alone is written, as transformers does; it refers to the head.
 
         Args:
             save_directory (`str` or `os.PathLike`): the head's folder.
-            include_backbone (`bool`, defaults to `False`): write the backbone as well, so that nothing else is needed.
+            include_backbone (`bool`, defaults to `False`): write the backbone as well, so that nothing else is needed;
+                adapters are merged into it.
             figures (`dict[str, bytes]`, *optional*): PNG files by name, instead of those of an earlier head.
             is_main_process, state_dict, kwargs: as in `PreTrainedModel.save_pretrained`.
 

@@ -15,8 +15,9 @@ from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import logging
 
 from ..files import staging_folder
-from ..runtime.errors import OutputError
+from ..runtime.errors import BackboneError, OutputError, first_sentence
 from ..runtime.head_files import CONFIG_FILE, is_head_config
+from ..runtime.vision_backbone import has_other_weights, load_backbone, weight_digests, weight_sample
 from ..statistics.soap_statistics import STORED_COMPONENTS
 from .card import CARD_FILE, refresh_card
 from .opening import BACKBONE_FOLDER, FIGURES_FOLDER, INCLUDED_BACKBONE, OPTIONAL_FILES, statistics_file
@@ -38,14 +39,14 @@ def save_head(
     refuse_other_model(target)
     # a backbone that came from inside the head's repository has no other place
     include_backbone = include_backbone or (model.config.backbone_name_or_path or "").startswith("./")
-    if not include_backbone and differ(model.weights_when_wrapped, weight_sample(model.backbone)):
-        logger.warning(
-            "The backbone's weights have changed since it was put under this head, and saving writes the head "
-            "alone: they will be lost. Pass include_backbone=True to keep them."
-        )
+    if getattr(model, "_hf_peft_config_loaded", False) and not include_backbone:
+        return _save_adapter(model, target, state_dict=state_dict, **kwargs)
+    if not include_backbone and (reason := _what_would_be_lost(model)):
+        logger.warning(f"{reason}: saving the head alone loses that; pass include_backbone=True to keep it.")
     loaded, image_processor = model.statistics_by_layer, model.image_processor  # may come from the Hub
     with staging_folder(target, OPTIONAL_FILES) as staging:
-        with _head_alone(model, target, include_backbone):
+        whole = merged_backbone(model.backbone) if include_backbone else None
+        with _head_alone(model, target, whole):
             save = PreTrainedModel.save_pretrained
             save(model, staging, state_dict=state_dict, save_original_format=False, **kwargs)
         for layer, statistics in loaded.items():
@@ -57,16 +58,74 @@ def save_head(
         for name, content in (figures or {}).items():
             (staging / FIGURES_FOLDER).mkdir(exist_ok=True)
             (staging / FIGURES_FOLDER / name).write_bytes(content)
-        if include_backbone:
-            save_backbone(model, staging)
+        if whole is not None:
+            save_backbone(whole, model.config.backbone, staging)
         refresh_card(staging, earlier=target / CARD_FILE)
+    model.name_or_path = model.config.name_or_path = str(target)  # where an adapter finds it
 
 
-def save_backbone(model: Any, folder: Path) -> None:
-    """Writes the backbone of a head into the head's folder."""
-    model.backbone.save_pretrained(folder / BACKBONE_FOLDER)
-    if isinstance(model.config.backbone, PretrainedConfig):  # a ViTMAE's view says that nothing is masked
-        model.config.backbone.save_pretrained(folder / BACKBONE_FOLDER)
+def save_backbone(backbone: PreTrainedModel, config: Any, folder: Path) -> None:
+    """Writes the backbone of a head, and the `config` that the head keeps of it, into the head's folder."""
+    backbone.save_pretrained(folder / BACKBONE_FOLDER)
+    if isinstance(config, PretrainedConfig):  # a ViTMAE's view says that nothing is masked
+        config.save_pretrained(folder / BACKBONE_FOLDER)
+
+
+def merged_backbone(backbone: PreTrainedModel) -> PreTrainedModel:
+    """The backbone with its adapters merged into a copy of its weights; itself if it has none."""
+    if not _adapted_layers(backbone):
+        return backbone
+    whole = copy.deepcopy(backbone)
+    for name, layer in _adapted_layers(whole).items():
+        layer.merge()
+        path, _, last = name.rpartition(".")
+        setattr(whole.get_submodule(path), last, layer.get_base_layer())
+    whole._hf_peft_config_loaded = False
+    return whole
+
+
+def _adapted_layers(backbone: nn.Module) -> dict[str, Any]:
+    layers = backbone.named_modules()
+    return {name: layer for name, layer in layers if hasattr(layer, "get_base_layer") and hasattr(layer, "merge")}
+
+
+def _what_would_be_lost(model: Any) -> str | None:
+    """Why the weights of the backbone are not found where the head refers to, if they are not."""
+    if _adapted_layers(model.backbone):
+        return "The backbone carries an adapter"
+    if differ(model.weights_when_wrapped, weight_sample(model.backbone)):
+        return "The backbone's weights have changed since it was put under this head"
+    if model.digests_of_reference is None:
+        model.digests_of_reference = _digests_of_reference(model.config)
+    if has_other_weights(model.backbone, model.digests_of_reference):
+        return f"The backbone's weights are not those of {model.config.backbone_name_or_path}"
+    return None
+
+
+def _digests_of_reference(config: Any) -> dict[str, str]:
+    """Digests of the backbone that a head refers to, as far as it is on this machine; empty if it is not."""
+    name, revision = config.backbone_name_or_path, config.backbone_revision
+    if name is None:
+        return {}
+    try:
+        pin = {"revision": revision} if revision else {}
+        return weight_digests(load_backbone(name, dtype=config.backbone_dtype, local_files_only=True, **pin))
+    except BackboneError as error:
+        logger.info(f"Whether the backbone's weights are those of {name} is not known ({first_sentence(error)}).")
+        return {}
+
+
+def _save_adapter(model: Any, target: Path, **kwargs: Any) -> None:
+    """Writes the adapter of a head, as transformers does of its models."""
+    for adapter in model.peft_config.values():
+        adapter.base_model_name_or_path = adapter.base_model_name_or_path or model.name_or_path or None
+        if adapter.base_model_name_or_path is None:
+            raise OutputError(
+                "An adapter refers to the head that it was trained on, but this head was never saved; save it before "
+                "an adapter is added, or pass include_backbone=True to merge the adapter."
+            )
+    with staging_folder(target) as staging:
+        PreTrainedModel.save_pretrained(model, staging, **kwargs)
 
 
 def refuse_other_model(folder: Path) -> None:
@@ -79,13 +138,6 @@ def refuse_other_model(folder: Path) -> None:
     if values is not None and not is_head_config(values):
         found = values.get("model_type") if isinstance(values, dict) else None
         raise OutputError(f"{folder} holds another model ({found}), which a head would overwrite; choose another.")
-
-
-def weight_sample(backbone: nn.Module) -> Tensor:
-    """A few values of every weight, float32 on the CPU: another training changes nearly all of them."""
-    # not autograd's counts of writes in place: fused optimisers, the Trainer's default, do not raise them
-    known = (parameter.detach() for parameter in backbone.parameters() if not parameter.is_meta)
-    return torch.cat([torch.zeros(0), *(parameter.flatten()[:8].float().cpu() for parameter in known)])
 
 
 def differ(first: Tensor, second: Tensor) -> bool:
@@ -106,19 +158,21 @@ def relative_reference(backbone: str, folder: str | os.PathLike) -> str:
 
 
 @contextmanager
-def _head_alone(model: Any, target: Path, include_backbone: bool) -> Iterator[None]:
+def _head_alone(model: Any, target: Path, included: PreTrainedModel | None) -> Iterator[None]:
     """Within the block, the backbone's weights are left out, and the config refers to it as `target` should."""
     live = model.config
     # only now: a model that holds this one as a part must save the backbone's weights, or it would lose them
     model._keys_to_ignore_on_save = {f"backbone.{name}" for name in model.backbone.state_dict()}
     model.config = copy.deepcopy(live)
     model.config.__dict__.pop("auto_map", None)  # the code that it names stays where it came from
-    if include_backbone:
+    adapted, model._hf_peft_config_loaded = getattr(model, "_hf_peft_config_loaded", False), False
+    if included is not None:
         model.config.backbone_name_or_path, model.config.backbone_revision = INCLUDED_BACKBONE, None
+        model.config.backbone_digests = weight_digests(included)
     elif live.backbone_name_or_path:
         model.config.backbone_name_or_path = relative_reference(live.backbone_name_or_path, target)
     try:
         yield
     finally:
-        model.config = live
+        model.config, model._hf_peft_config_loaded = live, adapted
         model._keys_to_ignore_on_save = set()

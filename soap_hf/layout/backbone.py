@@ -24,6 +24,7 @@ class OpenedBackbone:
         self.model: PreTrainedModel = bare_backbone(model)
         self.name_or_path = name_or_path or self.model.config.name_or_path or None
         self.revision = revision
+        self.is_as_referred = False  # someone may have changed the weights of a live model
         self._probes: dict[tuple[int, int], Probe] = {}
 
     @classmethod
@@ -48,7 +49,9 @@ class OpenedBackbone:
         commit = None if os.path.isdir(name) else commit_of(name, revision, token=token)
         pin = {"revision": commit} if commit else {}
         model = load_backbone(name, dtype=dtype or "auto", token=token, **pin, **kwargs)
-        return cls(model if device is None else model.to(device), name, commit)
+        opened = cls(model if device is None else model.to(device), name, commit)
+        opened.is_as_referred = True
+        return opened
 
     @property
     def native_size(self) -> tuple[int, int] | None:

@@ -36,6 +36,7 @@ class SOAPConfig(BackboneConfigMixin, PretrainedConfig):
     backbone_name_or_path: str | None = None
     backbone_revision: str | None = None
     backbone_dtype: str | None = None
+    backbone_digests: dict[str, str] = field(default_factory=dict)
     layers: list[int] = field(default_factory=lambda: [-1])
     hidden_sizes: list[int] = field(default_factory=list)
     ranks: list[int] = field(default_factory=list)
@@ -58,6 +59,8 @@ class SOAPConfig(BackboneConfigMixin, PretrainedConfig):
         numbers = {"tau": self.tau, "threshold": self.threshold} | ({} if self.mu == "auto" else {"mu": self.mu})
         if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers.values()):
             raise HeadError(f"tau, threshold and mu of a head must be finite numbers, but are {numbers}.")
+        if not all(isinstance(value, str) for value in dict(self.backbone_digests).values()):
+            raise HeadError(f"backbone_digests of a head must be texts by dtype, not {self.backbone_digests}.")
         if len(set(self.layers)) != len(self.layers) or any(layer < -1 for layer in self.layers):
             raise HeadError(f"layers must be different numbers from -1 upwards, not {self.layers}.")
         counts = [len(self.hidden_sizes), len(self.ranks), len(self.layouts)]

@@ -2,7 +2,8 @@
 
 import json
 import os
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.configuration_utils import PretrainedConfig
+from transformers.utils import is_peft_available
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from .configuration_soap import SOAPConfig
@@ -20,6 +22,7 @@ from .projection import SOAPProjection
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 PROCESSOR_FILE = "preprocessor_config.json"
+ADAPTER_FILE = "adapter_config.json"
 
 HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
@@ -76,6 +79,24 @@ class HeadSource:
             f"{filename} of the head {self.name_or_path!r} cannot be read ({first_sentence(error)}); check the "
             "name of the head and the connection."
         )
+
+    def base_of_adapter(self) -> "HeadSource | None":
+        """The head that an adapter was trained on, which may lie in the same folder; `None` if this is no adapter."""
+        path = None
+        if is_peft_available():
+            with suppress(HeadError):  # the Hub is out of reach, and nobody has asked before
+                path = self.fetch_if_there(ADAPTER_FILE)
+        if path is None or self.fetch_if_there(CONFIG_FILE):
+            return None if path is None else self
+        base = read_json(path, f"adapter {self.name_or_path!r}").get("base_model_name_or_path")
+        if not isinstance(base, str):
+            raise HeadError(f"The adapter {self.name_or_path!r} names no head; load the head, then load_adapter.")
+        pinned = ("revision", "subfolder")
+        return HeadSource.open(base, **{key: value for key, value in self.hub_kwargs.items() if key not in pinned})
+
+    def without_token(self) -> "HeadSource":
+        """The same, without what only its owner may know."""
+        return replace(self, hub_kwargs={key: value for key, value in self.hub_kwargs.items() if key != "token"})
 
     def config(self, config_class: type[SOAPConfig] = SOAPConfig) -> Any:
         """The head's configuration; a `HeadError` if it is missing or malformed, or belongs to something else."""

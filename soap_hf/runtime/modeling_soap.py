@@ -17,8 +17,17 @@ from .errors import HeadError, LayoutError
 from .head_files import HUB_KWARGS, PROCESSOR_FILE, HeadSource, check_same_architecture, commit_of
 from .patch_layout import CLIPS, PatchLayout, Pooling, layer_tokens, replace_layer_tokens
 from .projection import SOAPProjection
-from .vision_backbone import CallConvention, bare_backbone, load_backbone, random_backbone, unmasked
+from .vision_backbone import (
+    CallConvention,
+    bare_backbone,
+    load_backbone,
+    random_backbone,
+    unhooked,
+    unmasked,
+    warn_of_other_weights,
+)
 
+_NOT_OURS = ("_from_auto", "_from_pipeline", "_commit_hash")
 logger = logging.get_logger(__name__)
 
 
@@ -102,10 +111,13 @@ class SOAPModelWrapper(PreTrainedModel):
             BackboneError: the backbone cannot be loaded.
         """
         hub_kwargs = {name: kwargs.pop(name, None) for name in HUB_KWARGS}
-        for name in ("_from_auto", "_from_pipeline", "adapter_kwargs", "_commit_hash"):
-            kwargs.pop(name, None)
+        kwargs = {name: value for name, value in kwargs.items() if name not in _NOT_OURS}
         with_loading_info = kwargs.pop("output_loading_info", False)
+        adapter, adapter_name = dict(kwargs.pop("adapter_kwargs", None) or {}), kwargs.pop("adapter_name", "default")
         source = HeadSource.open(pretrained_model_name_or_path, **hub_kwargs)
+        adapter_path = adapter.pop("_adapter_model_path", None)
+        if adapter_path is None and (base := source.base_of_adapter()):
+            adapter_path, source = source.name_or_path, base
         own = source.config(cls.config_class)
         if config is not None and config.dtype not in (None, own.dtype):
             kwargs.setdefault("dtype", config.dtype)  # where AutoModel leaves it, before transformers 5.12
@@ -116,8 +128,12 @@ class SOAPModelWrapper(PreTrainedModel):
         else:
             live = _referred_backbone(source, config, backbone, backbone_revision, kwargs)
         check_same_architecture(config.backbone, live.config)
+        warn_of_other_weights(live, config.backbone_digests)
+        config.name_or_path = source.name_or_path
         model = cls(config, live, {layer: single.to(live.device) for layer, single in projections.items()})
         model._source = source
+        if adapter_path is not None:  # as transformers does
+            model.load_adapter(adapter_path, adapter_name, adapter_kwargs=adapter, use_safetensors=True)
         with suppress(HeadError):  # small, and wanted offline too
             source.fetch_if_there(PROCESSOR_FILE)
         # not train() or eval(): they would put every part of a live backbone into another mode
@@ -208,6 +224,11 @@ class SOAPModelWrapper(PreTrainedModel):
             config = getattr(module, "config", None)
             if config is not None and config is not self.backbone.config:
                 config._attn_implementation = self.backbone.config._attn_implementation
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What `torch.save` and other processes get: no hooks of transformers, which cannot be sent, and no token."""
+        source = self._source and self._source.without_token()
+        return {**self.__dict__, "_modules": {**self._modules, "backbone": unhooked(self.backbone)}, "_source": source}
 
     def get_input_embeddings(self) -> nn.Module:
         """The backbone's own."""

@@ -2,8 +2,10 @@
 
 import copy
 import functools
+import hashlib
 import inspect
 import os
+from collections import OrderedDict
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -13,9 +15,13 @@ from torch import Tensor, nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 from transformers.configuration_utils import PretrainedConfig
+from transformers.utils import logging
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .errors import BackboneError, first_sentence
 from .head_files import HUB_KWARGS
+
+logger = logging.get_logger(__name__)
 
 PIXEL_ARGUMENTS = ("pixel_values", "pixel_values_videos")
 _BESIDE_PIXELS = {"input_ids", "decoder_input_ids", "decoder_inputs_embeds"}
@@ -61,8 +67,9 @@ def load_backbone(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
 def bare_backbone(model: nn.Module) -> PreTrainedModel:
     """The part of a live model that returns tokens: a task model's base model, a composite model's vision tower."""
     if not isinstance(model, PreTrainedModel):
+        merge = "; give model.merge_and_unload()" if hasattr(model, "merge_and_unload") else ""
         raise BackboneError(
-            f"A backbone must be a transformers model, a hub id or a folder, not {type(model).__name__}."
+            f"A backbone must be a transformers model, a hub id or a folder, not {type(model).__name__}{merge}."
         )
     _refuse_head(model.config, type(model).__name__)
     if tower_config(model.config) is not None:
@@ -178,7 +185,7 @@ def unmasked(backbone: PreTrainedModel) -> PreTrainedModel:
     """The backbone without random masking: of a ViTMAE a view with all patches, which shares its parameters."""
     if backbone.config.model_type != "vit_mae" or backbone.config.mask_ratio == 0:
         return backbone
-    install_capturing_hooks(backbone)
+    maybe_install_capturing_hooks(backbone)  # now: layers that a view shares would later be hooked twice
     view = _shallow_copy(backbone)
     view.config = copy.deepcopy(backbone.config)
     view.config.mask_ratio = 0.0
@@ -196,13 +203,51 @@ def _shallow_copy(module: Any) -> Any:
     return clone
 
 
-def install_capturing_hooks(backbone: PreTrainedModel) -> None:
-    """Has transformers hook the layers now: those that a view shares would later be hooked twice."""
-    try:
-        from transformers.utils.output_capturing import maybe_install_capturing_hooks
-    except ImportError:
-        return
-    maybe_install_capturing_hooks(backbone)
+def unhooked(module: nn.Module, done: dict[int, nn.Module] | None = None) -> nn.Module:
+    """The module with the same weights, without the hooks of transformers, which cannot be stored and which return."""
+    done = {} if done is None else done
+    if id(module) not in done:
+        clone = done[id(module)] = copy.copy(module)
+        hooks = module._forward_hooks.items()
+        kept = ((key, hook) for key, hook in hooks if getattr(hook, "__name__", "") != "output_capturing_hook")
+        clone._forward_hooks = OrderedDict(kept)
+        clone.__dict__.pop("_output_capturing_hooks_installed", None)
+        clone._modules = {name: child and unhooked(child, done) for name, child in module._modules.items()}
+    return done[id(module)]
+
+
+def weight_sample(backbone: nn.Module) -> Tensor:
+    """A few values of every weight, float32 on the CPU: another training changes nearly all of them."""
+    named = ((name, weight.detach()) for name, weight in backbone.named_parameters() if not weight.is_meta)
+    # not autograd's counts of writes in place: fused optimisers, the Trainer's default, do not raise them
+    first = (weight.flatten()[:8].float().cpu() for name, weight in named if not name.startswith(_POOLER))
+    return torch.cat([torch.zeros(0), *first])
+
+
+def weight_digests(backbone: PreTrainedModel) -> dict[str, str]:
+    """Digests of a sample of the weights, in their dtype and, of float32, rounded to others; none if quantized."""
+    if any(weight.is_meta or not weight.is_floating_point() for weight in backbone.parameters()):
+        return {}
+    sample, own = weight_sample(backbone), backbone.dtype
+    dtypes = (torch.float32, torch.float16, torch.bfloat16) if own == torch.float32 else (own,)
+    rounded = {str(dtype).removeprefix("torch."): sample.to(dtype).float().numpy().tobytes() for dtype in dtypes}
+    return {name: hashlib.sha256(values).hexdigest()[:16] for name, values in rounded.items()}
+
+
+def has_other_weights(backbone: PreTrainedModel, digests: dict[str, str]) -> bool:
+    """Whether these are not the weights that had the digests, as far as both can be rounded to one dtype."""
+    found = weight_digests(backbone) if digests else {}
+    common = found.keys() & digests.keys()
+    return bool(common) and all(found[dtype] != digests[dtype] for dtype in common)  # a change of dtype and back
+
+
+def warn_of_other_weights(backbone: PreTrainedModel, digests: dict[str, str]) -> None:
+    """Says so if a head that was fitted on weights of these digests is put on others."""
+    if has_other_weights(backbone, digests):
+        logger.warning(
+            f"The weights of {type(backbone).__name__} ({backbone.name_or_path or 'in memory'}) are not those the "
+            "head was fitted on: pass a model with those, e.g. as backbone=…, or fit the head again."
+        )
 
 
 @dataclass(frozen=True)

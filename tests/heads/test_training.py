@@ -2,14 +2,16 @@
 
 import copy
 import logging
+import shutil
 
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel, Trainer, TrainingArguments
+from transformers import AutoModel, Trainer, TrainingArguments, pipeline
 from transformers.utils import logging as transformers_logging
 
-from soap_hf import PatchLayout, SOAPModelWrapper, SOAPProjection, attach_soap
+from soap_hf import PatchLayout, SOAPModelWrapper, SOAPProjection, attach_soap, fit_soap
+from soap_hf.runtime.errors import BackboneError, OutputError
 from tests.attach.host_models import PlainViT
 from tests.conftest import random_projection
 
@@ -55,6 +57,81 @@ def test_lora_under_a_wrapper_trains_saves_and_comes_back(wrapper, pixels, tmp_p
         torch.testing.assert_close(loaded.eval()(pixel_values=pixels).last_hidden_state, expected)
         raw = tuned(pixel_values=pixels, output_raw=True).raw_last_hidden_state
         torch.testing.assert_close(expected[:, 1:], wrapper.projections["-1"](raw[:, 1:]))
+
+
+def clean(model, pixels):
+    with torch.no_grad():
+        return model.eval()(pixel_values=pixels).last_hidden_state
+
+
+@pytest.mark.parametrize("way", ["get_peft_model", "add_adapter"])
+@pytest.mark.parametrize("place", ["apart", "in the head's folder"])
+def test_an_adapter_of_a_head_loads_as_one_of_any_model(way, place, wrapper, processor, pixels, tmp_path):
+    wrapper.save_pretrained(tmp_path / "head")
+    processor.save_pretrained(tmp_path / "head")
+    head = SOAPModelWrapper.from_pretrained(tmp_path / "head")
+    bare, lora = clean(head, pixels), peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    folder = tmp_path / ("adapter" if place == "apart" else "head")
+    if way == "add_adapter":
+        head.add_adapter(lora)
+        expected = clean(head, pixels)
+        head.save_pretrained(folder)
+    else:
+        tuned = peft.get_peft_model(head, lora)
+        expected = clean(tuned, pixels)
+        tuned.save_pretrained(folder)
+    assert (folder / "adapter_model.safetensors").is_file()
+    assert (folder / "model.safetensors").is_file() == (place != "apart")
+    assert not torch.equal(bare, expected)
+    for load in (AutoModel.from_pretrained, SOAPModelWrapper.from_pretrained):
+        loaded = load(folder)
+        assert isinstance(loaded, SOAPModelWrapper)
+        torch.testing.assert_close(clean(loaded, pixels), expected)
+    torch.testing.assert_close(clean(pipeline("image-feature-extraction", model=str(folder)).model, pixels), expected)
+
+
+def test_a_head_with_its_adapter_merged_needs_nothing_else(wrapper, pixels, tmp_path):
+    wrapper.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    expected = clean(wrapper, pixels)
+    wrapper.save_pretrained(tmp_path / "merged", include_backbone=True)
+    shutil.rmtree(tmp_path / "vit")
+    torch.testing.assert_close(clean(AutoModel.from_pretrained(tmp_path / "merged"), pixels), expected)
+    torch.testing.assert_close(clean(wrapper, pixels), expected)
+
+
+def test_an_adapter_of_a_head_that_lies_nowhere_is_refused(wrapper, tmp_path):
+    wrapper.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    with pytest.raises(OutputError, match="this head was never saved; save it before"):
+        wrapper.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_an_adapter_file_that_is_no_safetensors_is_not_opened(wrapper, tmp_path):
+    wrapper.save_pretrained(tmp_path / "head")
+    wrapper.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]))
+    wrapper.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "adapter" / "adapter_model.bin")
+    with pytest.raises(OSError, match="adapter_model"):
+        AutoModel.from_pretrained(tmp_path / "adapter")
+
+
+def test_a_backbone_with_an_adapter_is_told_or_merged(
+    wrapper, images, processor, pixels, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(logging.getLogger("soap_hf"), "propagate", True)
+    backbone = AutoModel.from_pretrained(tmp_path / "vit")
+    backbone.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model = fit_soap(backbone, images, image_processor=processor, mu=2, num_images=16, check=0, progress=False)
+    model.save_pretrained(tmp_path / "alone")
+    assert "The backbone carries an adapter: saving the head alone loses that" in caplog.text
+    model.save_pretrained(tmp_path / "whole", include_backbone=True)
+    loaded = SOAPModelWrapper.from_pretrained(tmp_path / "whole")
+    torch.testing.assert_close(clean(loaded, pixels), clean(model, pixels))
+
+
+def test_a_peft_model_is_refused_with_the_way_out(vit, images):
+    with pytest.raises(BackboneError, match=r"not PeftModel; give model\.merge_and_unload\(\)"):
+        fit_soap(with_lora(vit), images, progress=False)
 
 
 def test_a_head_goes_on_a_backbone_tuned_before(vit, projection, pixels):
@@ -124,7 +201,7 @@ def test_a_wrapper_trained_by_itself_warns_that_its_checkpoints_hold_the_head_al
     with caplog.at_level(logging.WARNING):
         WrapperLoss(wrapper, arguments(tmp_path / "run", max_steps=2), train_dataset=examples()).train()
     transformers_logging.disable_propagation()
-    assert "Pass include_backbone=True to keep them" in caplog.text
+    assert "pass include_backbone=True to keep it" in caplog.text
     wrapper.eval()
     pixels = torch.randn(2, 3, 32, 32)
     wrapper.save_pretrained(tmp_path / "whole", include_backbone=True)
@@ -162,4 +239,4 @@ def test_a_change_of_dtype_is_not_taken_for_training(wrapper, tmp_path, caplog):
         other = AutoModel.from_pretrained(tmp_path / "head")
         other.bfloat16().save_pretrained(tmp_path / "other")
     transformers_logging.disable_propagation()
-    assert "will be lost" not in caplog.text
+    assert "loses that" not in caplog.text
