@@ -36,9 +36,7 @@ def place_axes(figure: Figure, left: float, top: float, width: float, height: fl
     """Axes without ticks; inches from the left and from the top of the figure."""
     whole_width, whole_height = figure.get_size_inches()
     box = (left / whole_width, 1 - (top + height) / whole_height, width / whole_width, height / whole_height)
-    axes = figure.add_axes(box)
-    axes.set(xticks=[], yticks=[])
-    return axes
+    return figure.add_axes(box, xticks=[], yticks=[])
 
 
 def place_text(figure: Figure, left: float, top: float, text: str, **options: Any) -> None:
