@@ -9,7 +9,7 @@ import typer
 from PIL import Image
 
 from ..data.arguments import parse_image_size
-from ..data.image_files import BadImage, read_image
+from ..evaluation.examples import open_image
 from ..files import check_output_folder, staging_folder
 from ..heads.opening import HeadRecord
 from ..runtime.errors import DataError, HeadError, MissingExtraError
@@ -110,13 +110,7 @@ def _open(paths: list[Path]) -> list[Image.Image]:
     """
     if len(paths) > MOST_IMAGES:
         raise DataError(f"A figure shows up to {MOST_IMAGES} images, not {len(paths)}; choose some of them.")
-    images = []
-    for path in paths:
-        image = read_image({"path": str(path), "bytes": None}, str(path))
-        if isinstance(image, BadImage):
-            raise DataError(f"Image {image} cannot be read; choose another.")
-        images.append(image)
-    return images
+    return [open_image(path, "choose another") for path in paths]
 
 
 def _labelled(heads: Mapping[str, "HeadRecord"]) -> dict[str, "HeadRecord"]:

@@ -64,6 +64,11 @@ def paired_difference(
     return interval(float(differences.mean()), torch.cat(means))
 
 
+def column(rows: Sequence[dict[str, Any]], name: str) -> Tensor:
+    """One value of each row, `(N,)` float64."""
+    return torch.tensor([row[name] for row in rows], dtype=torch.float64)
+
+
 def resamples(images: int, repeats: int = 10_000, seed: int = 0) -> Iterator[Tensor]:
     """How often each image is drawn in each resample of a bootstrap, in blocks of shape `(repeats, images)` float64.
 
@@ -112,7 +117,7 @@ def summary(
     metrics = list(metrics)
     values = {
         method: {
-            metric: torch.tensor([row[f"{method}_{metric}"] for row in rows], dtype=torch.float64)
+            metric: column(rows, f"{method}_{metric}")
             for metric in metrics
             if rows and f"{method}_{metric}" in rows[0]
         }

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from ..data.preprocessing import to_rgb
 from ..evaluation.comparison import Comparison
-from ..evaluation.matching import grids_of, nearest, tokens_of
+from ..evaluation.matching import nearest, tokens_of
 from ..evaluation.views import ViewPair, ViewRule, draw_views, patch_centres, true_places
 from ..heads.model import SOAPModelWrapper
 from ..runtime.errors import DataError
@@ -65,7 +65,7 @@ def matching_views(
     comparison = Comparison.of(model, layer=layer)
     if not images:
         raise DataError("A figure of images needs at least one.")
-    grid = grids_of(model, comparison.preprocess, [comparison.layer])[comparison.layer]
+    grid = comparison.grid
     height, width = comparison.preprocess.size
     view, across = VIEW_SIDE * height / width, min(len(images), BLOCKS)
     block, row = 2 * (VIEW_SIDE + GAP) + 2 * MARGIN, view + LINE + 0.06 + GAP
@@ -76,7 +76,7 @@ def matching_views(
         pair = draw_views(to_rgb(image), rule or ViewRule(), comparison.preprocess.size, grid, generator)
         if isinstance(pair, str):
             raise DataError(f"Image {number + 1}: {pair}.")
-        patches = tokens_of(model, comparison.preprocess, pair.views, [comparison.layer])[comparison.layer]
+        patches = tokens_of(comparison, pair.views)[comparison.layer]
         left, top = MARGIN + number % across * block, MARGIN + number // across * tall
         for name, clean in comparison.methods.items():
             lefts = (left, left + VIEW_SIDE + GAP)

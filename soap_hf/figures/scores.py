@@ -86,13 +86,10 @@ def score_by_layer(heads: Mapping[str, FittedHead]) -> Figure:
     for name, head in heads.items():
         depths = [last if layer == -1 else layer for layer in head.config.layers]
         tops = [layer.components[0] for layer in scored_layers(head)]
-        values = [top["score"] for top in tops]
-        errors = [top["standard_error"] for top in tops]
-        _plot_by_depth(scores, last, zip(depths, values, errors, strict=True), looks[name])
-        _plot_by_depth(
-            counts, last, [(*point, 0) for point in zip(depths, head.config.ranks, strict=True)], looks[name]
-        )
-        lowest = min(lowest, *values)
+        values = [(top["score"], top["standard_error"]) for top in tops]
+        _plot_by_depth(scores, last, depths, values, looks[name])
+        _plot_by_depth(counts, last, depths, [(rank, 0) for rank in head.config.ranks], looks[name])
+        lowest = min(lowest, *(score for score, _ in values))
     for axes in (scores, counts):
         _tick_layers(axes, last, any(-1 in head.config.layers for head in heads.values()))
     scores.set_title("highest score, with standard error")
@@ -175,9 +172,11 @@ def _plot_leading(axes: Axes, curves: Mapping[str, ScoredLayer], looks: Mapping[
     axes.set(xlim=(-0.5, LEADING - 0.5), xticks=range(LEADING))
 
 
-def _plot_by_depth(axes: Axes, last: int, points: Iterable[tuple[int, float, float]], look: dict[str, Any]) -> None:
-    """Points of depth, value and error, with error bars."""
-    x, y, error = zip(*sorted(points), strict=True)
+def _plot_by_depth(
+    axes: Axes, last: int, depths: Iterable[int], values: Iterable[tuple[float, float]], look: dict[str, Any]
+) -> None:
+    """Values with their errors, in order of depth."""
+    x, y, error = zip(*sorted((depth, *value) for depth, value in zip(depths, values, strict=True)), strict=True)
     axes.errorbar(x, y, error, **look, linestyle="")
     blocks = len(x) - (x[-1] == last)
     axes.plot(x[:blocks], y[:blocks], color=look["color"])
