@@ -1,7 +1,7 @@
 """Image classification by weighted k-NN on frozen features: does cleaning help or harm?"""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -83,19 +83,14 @@ def evaluate_knn(
             guesses = weighted_vote(similarities[:, :k], targets[found[:, :k]], len(classes)).argmax(dim=1)
             for row, right in zip(query_rows, (guesses == truth).tolist(), strict=True):
                 row[f"{name}_k{k}"] = int(right)
-    return comparison.results(
-        "knn",
-        query_rows,
-        [f"{feature}_k{k}" for feature in ("cls", "mean", "cls_mean") for k in neighbours],
-        counts={
-            "test_images": len(query_rows),
-            "training_images": len(bank_rows),
-            "classes": len(classes),
-            "bad_images": len(train.bad_images) + len(test.bad_images),
-        },
-        command=command,
-        temperature=TEMPERATURE,
-    )
+    metrics = [f"{feature}_k{k}" for feature in ("cls", "mean", "cls_mean") for k in neighbours]
+    counts = {
+        "test_images": len(query_rows),
+        "training_images": len(bank_rows),
+        "classes": len(classes),
+        "bad_images": len(train.bad_images) + len(test.bad_images),
+    }
+    return comparison.results("knn", query_rows, metrics, counts=counts, command=command, temperature=TEMPERATURE)
 
 
 def refuse_bad_neighbours(neighbours: Sequence[int]) -> None:
@@ -129,20 +124,16 @@ def nearest(queries: Tensor, bank: Tensor, k: int, *, block: int = BLOCK) -> tup
     """
     if len(bank) < k:
         raise DataError(f"A search for {k} neighbours needs as many vectors, but there are {len(bank)}.")
-    found = [_nearest_in_blocks(part, bank.split(block), k) for part in queries.split(block)]
+    found = []
+    for part in queries.split(block):
+        best, rows = part.new_empty(len(part), 0), part.new_empty(len(part), 0, dtype=torch.int64)
+        for start in range(0, len(bank), block):
+            cosines, places = (part @ bank[start : start + block].T).topk(min(k, len(bank) - start, block))
+            best, rows = torch.cat((best, cosines), dim=1), torch.cat((rows, places + start), dim=1)
+            best, order = best.topk(min(k, best.shape[1]))
+            rows = rows.gather(1, order)
+        found.append((best, rows))
     return torch.cat([cosines for cosines, _ in found]), torch.cat([rows for _, rows in found])
-
-
-def _nearest_in_blocks(queries: Tensor, blocks: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor]:
-    best, rows = queries.new_empty(len(queries), 0), queries.new_empty(len(queries), 0, dtype=torch.int64)
-    start = 0
-    for block in blocks:
-        cosines, places = (queries @ block.T).topk(min(k, len(block)))
-        best, rows = torch.cat((best, cosines), dim=1), torch.cat((rows, places + start), dim=1)
-        best, order = best.topk(min(k, best.shape[1]))
-        rows = rows.gather(1, order)
-        start += len(block)
-    return best, rows
 
 
 def weighted_vote(similarities: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -176,7 +167,7 @@ def _classes(train: Examples, test: Examples, k: int) -> dict[str, int]:
 def _features(
     comparison: Comparison, examples: Examples, batch_size: int, phase: str, progress: bool
 ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """The images, one row per image, and their features `(N, ·)` by `<method>_<feature>`."""
+    """The images, one row per image, and their features of length 1, `(N, ·)`, by `<method>_<feature>`."""
     names: list[str] = []
     labels: list[str] = []
     means, cls = [], []
@@ -187,16 +178,11 @@ def _features(
         if raw.cls is not None:
             cls.append(raw.cls)
     rows = [{"image": name, "label": label} for name, label in zip(short_names(names), labels, strict=True)]
-    return rows, dict(_kinds(comparison, torch.cat(means), torch.cat(cls) if cls else None))
-
-
-def _kinds(comparison: Comparison, mean: Tensor, cls: Tensor | None) -> Iterator[tuple[str, Tensor]]:
-    """Features of length 1."""
-    cls = None if cls is None else normalize(cls, dim=-1)
-    if cls is not None:
-        yield "raw_cls", cls
+    mean = torch.cat(means)
+    features = {"raw_cls": normalize(torch.cat(cls), dim=-1)} if cls else {}
     for name, projection in comparison.methods.items():
         clean = normalize(projection(mean), dim=-1)  # the mean of clean tokens: a projection is linear
-        yield f"{name}_mean", clean
-        if cls is not None:
-            yield f"{name}_cls_mean", normalize(torch.cat((cls, clean), dim=-1), dim=-1)
+        features[f"{name}_mean"] = clean
+        if cls:
+            features[f"{name}_cls_mean"] = normalize(torch.cat((features["raw_cls"], clean), dim=-1), dim=-1)
+    return rows, features

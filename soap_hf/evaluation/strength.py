@@ -140,13 +140,8 @@ def choose_mu(
     layer = head_layer(model, layer)
     methods = _projections(model, layer, strengths)
     comparison = Comparison(model, layer, preprocess or head_preprocessor(model, image_size), methods)
-    options: dict[str, Any] = {
-        "rule": rule or ViewRule(),
-        "batch_size": batch_size,
-        "seed": seed,
-        "progress": progress,
-    }
-    (rows,), _ = match_views([comparison], as_examples(images), **options)
+    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
+    (rows,), _ = match_views([comparison], as_examples(images), rule=rule or ViewRule(), **options)
     if len(rows) < 2:
         raise DataError(f"{len(rows)} photograph gives two views, but a choice needs 2; give more.")
     curve = curve_of(rows, methods)
