@@ -13,7 +13,7 @@ from .evaluate import Knn, Matching, Position, Saliency, Segmentation
 from .extract import Extract
 from .figures import draw_figures
 from .fit import Fit, Score
-from .heads import info, push
+from .heads import PushHead, info
 from .tune import Tune
 
 
@@ -38,7 +38,7 @@ app.command("tune")(Tune)
 app.command("extract")(Extract)
 app.command("figures")(draw_figures)
 app.command("info")(info)
-app.command("push")(push)
+app.command("push")(PushHead)
 app.add_typer(evaluate, name="evaluate")
 for evaluation in (Matching, Position, Knn, Segmentation, Saliency):
     evaluate.command(evaluation.__name__.lower())(evaluation)

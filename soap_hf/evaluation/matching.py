@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -88,7 +89,7 @@ def evaluate_matching(
     (rows,), skipped = match_views([comparison], examples, radii=radii, **options)
     counts = {"images": len(rows), "skipped_images": len(skipped), "bad_images": len(examples.bad_images)}
     metrics = (*map(right, radii), "stuck")
-    settings = {**rule.settings(), "seed": seed}
+    settings = {**asdict(rule), "seed": seed}
     results = comparison.results("matching", rows, metrics, counts=counts, command=command, **settings)
     if len(rows) < FEW_IMAGES:
         gains = {name: own[right(radii[0])] for name, own in results.summary["differences"].items()}
