@@ -68,14 +68,10 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        _fail(error)
-
-
-def _fail(error: Exception) -> None:
-    message, status = str(error), 1
-    if isinstance(error, argument_error()):  # about the arguments
-        message, status = error.format_message(), error.exit_code
-    elif not isinstance(error, SOAPError):
-        message = f"{type(error).__name__}: {first_sentence(error)} (run again with --debug for the traceback)"
-    Console(stderr=True, soft_wrap=True).print(f"Error: {message}", markup=False, highlight=False)
-    sys.exit(status)
+        message, status = str(error), 1
+        if isinstance(error, argument_error()):  # about the arguments
+            message, status = error.format_message(), error.exit_code
+        elif not isinstance(error, SOAPError):
+            message = f"{type(error).__name__}: {first_sentence(error)} (run again with --debug for the traceback)"
+        Console(stderr=True, soft_wrap=True).print(f"Error: {message}", markup=False, highlight=False)
+        sys.exit(status)

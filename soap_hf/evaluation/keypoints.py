@@ -110,11 +110,8 @@ def evaluate_keypoints(
 def at_points(tokens: Tensor, grid: tuple[int, int], points: Tensor, size: tuple[int, int]) -> Tensor:
     """Tokens at points of an image, bilinear between patch centres, `(K, D)` float32.
 
-    Args:
-        tokens (`torch.Tensor` of shape `(rows · columns, D)`): of the image's patches.
-        grid (`(rows, columns)`): of the patches.
-        points (`torch.Tensor` of shape `(K, 2)`): `(x, y)` in pixels, whose centres are whole numbers.
-        size (`(width, height)`): of the image, in pixels.
+    `tokens` `(rows · columns, D)` are of the image's patches, `points` `(K, 2)` are `(x, y)` in pixels, whose centres
+    are whole numbers, and `size` is the image's `(width, height)`.
 
     Example:
         >>> tokens = torch.tensor([[0.0], [1.0]])  # one row of two patches

@@ -94,11 +94,7 @@ def evaluate_knn(
 
 
 def refuse_bad_neighbours(neighbours: Sequence[int]) -> None:
-    """Refuses numbers of neighbours that are none.
-
-    Raises:
-        SOAPError: one is below 1, or there is none.
-    """
+    """Refuses, with a `SOAPError`, numbers of neighbours of which one is below 1, or none at all."""
     if not neighbours or min(neighbours) < 1:
         raise SOAPError(f"k must be a whole number of neighbours from 1 upwards, not {list(neighbours)}.")
 
@@ -106,13 +102,8 @@ def refuse_bad_neighbours(neighbours: Sequence[int]) -> None:
 def nearest(queries: Tensor, bank: Tensor, k: int, *, block: int = BLOCK) -> tuple[Tensor, Tensor]:
     """Exact search for the `k` vectors of largest cosine; no product is larger than `block` x `block`.
 
-    Args:
-        queries (`torch.Tensor` of shape `(Q, D)`), bank (`torch.Tensor` of shape `(N, D)`): vectors of length 1.
-        k (`int`): number of neighbours.
-        block (`int`, defaults to 4096): queries, and rows of the bank, in one product.
-
-    Returns:
-        Cosines and rows of the bank, both `(Q, k)`, by decreasing cosine.
+    `queries` `(Q, D)` and `bank` `(N, D)` hold vectors of length 1. Gives cosines and rows of the bank, both `(Q, k)`,
+    by decreasing cosine.
 
     Raises:
         DataError: the bank has fewer than `k` vectors.
@@ -139,13 +130,7 @@ def nearest(queries: Tensor, bank: Tensor, k: int, *, block: int = BLOCK) -> tup
 def weighted_vote(similarities: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Share of the votes that each class gets from the neighbours, whose votes weigh `exp(similarity / 0.07)`.
 
-    Args:
-        similarities (`torch.Tensor` of shape `(Q, k)`): cosines of the neighbours.
-        labels (`torch.Tensor` of shape `(Q, k)`, int64): their classes.
-        num_classes (`int`): number `C` of classes.
-
-    Returns:
-        `torch.Tensor` of shape `(Q, C)`.
+    `similarities` `(Q, k)` are the neighbours' cosines, `labels` `(Q, k)` int64 their classes; shares are `(Q, C)`.
     """
     weights = torch.softmax(similarities / TEMPERATURE, dim=1)
     return weights.new_zeros(len(weights), num_classes).scatter_add_(1, labels, weights)

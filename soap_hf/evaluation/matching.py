@@ -162,11 +162,8 @@ def matching_row(
 ) -> Row:
     """What each method gets right between two views, `<method>_right_<radius>` and `<method>_stuck`.
 
-    Args:
-        tokens (`dict[str, tuple[Tensor, Tensor]]`): by method, the patch tokens of both views, `(rows · columns, D)`.
-        homography (`torch.Tensor` of shape `(3, 3)`): as in [`ViewPair`].
-        grid (`(rows, columns)`): patches of each view.
-        least_move, radii: as in `evaluate_matching`; `stuck` is NaN if no patch moved that far.
+    `tokens` are by method the patch tokens of both views, `(rows · columns, D)`; the homography is as in [`ViewPair`],
+    `least_move` and `radii` as in `evaluate_matching`. `stuck` is NaN if no patch moved that far.
 
     Example:
         >>> shifted = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).double()  # right by 2 of 4
@@ -221,8 +218,7 @@ def _views_of(
 def tokens_of(comparison: Comparison, views: Tensor) -> dict[int, Tensor]:
     """Raw patch tokens of views by layer, `(B, rows · columns, D)` float32; of clips, means over their frames.
 
-    Args:
-        views (`torch.Tensor` of shape `(B, 3, H, W)`, uint8): RGB, in the size of the head's images.
+    Views are RGB, `(B, 3, H, W)` uint8, in the size of the head's images.
     """
     pixels = comparison.preprocess.normalize(views.to(comparison.model.device, torch.float32) / 255)
     with evaluation_mode(comparison.model):

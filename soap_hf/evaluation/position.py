@@ -67,14 +67,9 @@ def evaluate_position(
         shares, r2 = position_shares(tokens, raw), position_probe(tokens, raw, ridge=ridge)
         for row, share, (row_r2, column_r2) in zip(rows, shares.tolist(), r2.tolist(), strict=True):
             row |= {f"{name}_share": share, f"{name}_row_r2": row_r2, f"{name}_column_r2": column_r2}
-    return comparison.results(
-        "position",
-        rows,
-        ("share", "row_r2", "column_r2"),
-        counts={"images": len(rows), "positions": raw[0, ..., 0].numel(), "bad_images": len(images.bad_images)},
-        command=command,
-        ridge=ridge,
-    )
+    metrics = ("share", "row_r2", "column_r2")
+    counts = {"images": len(rows), "positions": raw[0, ..., 0].numel(), "bad_images": len(images.bad_images)}
+    return comparison.results("position", rows, metrics, counts=counts, command=command, ridge=ridge)
 
 
 def position_variance_share(tokens: Tensor, raw: Tensor | None = None) -> float:

@@ -102,36 +102,27 @@ def summary(
 ) -> dict[str, Any]:
     """What `summary.json` holds, from the rows of the images.
 
-    Args:
-        rows (sequence of `dict`): one an image, with a value `f"{method}_{metric}"` for each method and metric.
-        methods (iterable of `str`): `"raw"` and those measured against it.
-        metrics (iterable of `str`): a metric that an method's rows do not have is left out for that method.
-        counts (`dict[str, int]`): images, classes and the like.
-        settings (`dict`): what the numbers depend on.
-        command (`str`, *optional*): the command line that makes them again.
+    A row has a value `f"{method}_{metric}"` for each metric and each of the methods, `"raw"` and those measured
+    against it; a metric that a method's rows do not have is left out for that method. `counts` are of images, classes
+    and the like, `settings` what the numbers depend on, `command` the command line that makes them again.
 
     Returns:
         `means[method][metric]` and, for every method but `"raw"`, `differences[method][metric]`, an [`Interval`] of
         the method minus raw; `counts`, `settings`, `command` and `versions`.
     """
-    metrics = list(metrics)
-    values = {
-        method: {
-            metric: column(rows, f"{method}_{metric}")
-            for metric in metrics
-            if rows and f"{method}_{metric}" in rows[0]
-        }
-        for method in methods
-    }
+    metrics, known = list(metrics), rows[0] if rows else {}
+    values, means, differences = {}, {}, {}
+    for method in methods:
+        own = [metric for metric in metrics if f"{method}_{metric}" in known]
+        values[method] = {metric: column(rows, f"{method}_{metric}") for metric in own}
+        means[method] = {metric: float(one.mean()) for metric, one in values[method].items()}
+        if method != RAW:
+            differences[method] = {
+                metric: paired_difference(values[RAW][metric], one) for metric, one in values[method].items()
+            }
     return {
-        "means": {
-            method: {metric: float(one.mean()) for metric, one in own.items()} for method, own in values.items()
-        },
-        "differences": {
-            method: {metric: paired_difference(values[RAW][metric], one) for metric, one in own.items()}
-            for method, own in values.items()
-            if method != RAW
-        },
+        "means": means,
+        "differences": differences,
         "counts": counts,
         "settings": settings,
         "command": command,
@@ -144,11 +135,8 @@ def grouped(
 ) -> Results:
     """The results with a summary of each group of rows, in `summary["groups"]`; a group of one row has none.
 
-    Args:
-        results ([`Results`]): of all rows.
-        key (`str`): the column by which rows are grouped.
-        methods, metrics: as in `summary`.
-        optional (iterable of `str`): metrics that a group has if all its rows do.
+    Rows are grouped by the column `key`. `methods` and `metrics` are as in `summary`; the metrics in `optional` a
+    group has if all its rows do.
     """
     methods, groups = list(methods), {}
     for name in sorted({row[key] for row in results.rows}):
@@ -180,11 +168,7 @@ def results_table(found: dict[str, Any], title: str) -> Table:
 def write_results(output: Path, name: str, rows: Sequence[dict[str, Any]], found: dict[str, Any]) -> None:
     """Writes `<name>.csv`, one row per image, and `summary.json`, both or neither.
 
-    Args:
-        output (`Path`): a folder; `check_output_folder` refuses one that holds other things, before the work.
-        name (`str`): the evaluation's.
-        rows (sequence of `dict`): one an image, all with the same keys.
-        found (`dict`): what `summary` gives.
+    Rows all have the same keys; `found` is what `summary` gives.
 
     Raises:
         OutputError: the folder cannot be written.

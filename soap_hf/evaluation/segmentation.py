@@ -200,9 +200,7 @@ def patch_of_pixel(size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
 def patch_classes(labels: Tensor, grid: tuple[int, int]) -> Tensor:
     """The class of most pixels of each patch, `(patches,)` int64; of two with as many, the one of lower number.
 
-    Args:
-        labels (`torch.Tensor` of shape `(H, W)`, int64): the class of each pixel.
-        grid (`(rows, columns)`): of the patches.
+    `labels` `(H, W)` int64 are the classes of the pixels.
 
     Example:
         >>> patch_classes(torch.tensor([[7, 7, 3, 7], [7, 3, 3, 3]]), (1, 2))

@@ -74,12 +74,8 @@ def draw_views(
 ) -> ViewPair | str:
     """A random pair of views that counts, or why there is none, in a clause.
 
-    Args:
-        image (`PIL.Image.Image`): the photograph, RGB.
-        rule ([`ViewRule`]): how views are drawn.
-        size (`(height, width)`): of the views, in pixels.
-        grid (`(rows, columns)`): patches of a view.
-        generator (`numpy.random.Generator`): where chance comes from.
+    The photograph is RGB, `size` the `(height, width)` of the views in pixels, `grid` the `(rows, columns)` of their
+    patches.
 
     Example:
         >>> photograph = Image.new("RGB", (100, 80))
@@ -115,13 +111,8 @@ def draw_views(
 def true_places(homography: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Where the patch centres of the first view lie in the second, in patches, and which of them lie inside.
 
-    Args:
-        homography (`torch.Tensor` of shape `(3, 3)`): as in [`ViewPair`].
-        grid (`(rows, columns)`): patches of each view.
-
-    Returns:
-        Places `(rows · columns, 2)` float64, `(row, column)` from 0 at the edge, so that the centre of the first patch
-        is at (0.5, 0.5); and whether each is inside, `(rows · columns,)` bool.
+    The homography is as in [`ViewPair`]. Places are `(rows · columns, 2)` float64, `(row, column)` from 0 at the edge,
+    so that the centre of the first patch is at (0.5, 0.5); whether each is inside is `(rows · columns,)` bool.
 
     Example:
         >>> places, inside = true_places(torch.eye(3, dtype=torch.float64), (1, 2))

@@ -90,8 +90,13 @@ def score_by_layer(heads: Mapping[str, FittedHead]) -> Figure:
         _plot_by_depth(scores, last, depths, values, looks[name])
         _plot_by_depth(counts, last, depths, [(rank, 0) for rank in head.config.ranks], looks[name])
         lowest = min(lowest, *(score for score, _ in values))
+    step = math.ceil(last / MAX_LAYER_TICKS)
+    normed = any(-1 in head.config.layers for head in heads.values())
+    ticks = {str(number): number for number in range(0, last, step) if last - number >= step or not normed}
+    ticks |= {"last": last} if normed else {}
     for axes in (scores, counts):
-        _tick_layers(axes, last, any(-1 in head.config.layers for head in heads.values()))
+        axes.set_xticks([*ticks.values()], [*ticks])
+        axes.set_xlabel("hidden state")
     scores.set_title("highest score, with standard error")
     counts.set_title("directions removed")
     _tick_counts(counts, max(rank for head in heads.values() for rank in head.config.ranks))
@@ -203,12 +208,3 @@ def _tick_counts(axes: Axes, largest: int) -> None:
     axes.set_yticks(ticks, [str(tick) for tick in ticks])
     axes.set_yticks([], minor=True)
     axes.set_ylim(-0.3, 1.2 * ticks[-1])
-
-
-def _tick_layers(axes: Axes, last: int, normed: bool) -> None:
-    """Ticks at some hidden states, and at `last_hidden_state`, which comes after them."""
-    step = math.ceil(last / MAX_LAYER_TICKS)
-    numbers = [number for number in range(0, last, step) if last - number >= step or not normed]
-    labels = [str(number) for number in numbers]
-    axes.set_xticks([*numbers, last] if normed else numbers, [*labels, "last"] if normed else labels)
-    axes.set_xlabel("hidden state")
