@@ -1,6 +1,6 @@
 """The command line of the figures: `soap-hf figures`."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -86,13 +86,17 @@ def draw_figures(
         if len(opened) > 1:
             drawings["similarity.png"] = partial(draw.similarity_maps, model, opened, layer=layer)
         drawings["saliency.png"] = partial(draw.saliency_masks, model, opened, layer=layer, image_size=image_size)
-    for path in _write(drawings, output):
-        if not quiet:
-            typer.echo(f"Figure written to {path}")
+    drawn = _drawn(drawings)
+    with staging_folder(output, FILES) as staging:
+        for name, content in drawn.items():
+            (staging / name).write_bytes(content)
+    if not quiet:
+        for name in drawn:
+            typer.echo(f"Figure written to {output / name}")
 
 
-def _write(drawings: Mapping[str, Callable[[], "Figure"]], output: Path) -> Iterable[Path]:
-    """Draws and writes the figures; says which cannot be drawn of this head, and why.
+def _drawn(drawings: Mapping[str, Callable[[], "Figure"]]) -> dict[str, bytes]:
+    """Draws the figures; says which cannot be drawn of this head, and why.
 
     Raises:
         HeadError: none can be drawn.
@@ -109,7 +113,4 @@ def _write(drawings: Mapping[str, Callable[[], "Figure"]], output: Path) -> Iter
         raise HeadError(next(iter(reasons.values())))
     for name, reason in reasons.items():
         typer.echo(f"No {name}: {reason}", err=True)
-    with staging_folder(output, FILES) as staging:
-        for name, content in drawn.items():
-            (staging / name).write_bytes(content)
-    return [output / name for name in drawn]
+    return drawn

@@ -47,9 +47,9 @@ def check_head(
     checks = []
     for rows in match_views(comparisons, images, **options).rows:
         raw, clean = (column(rows, f"{method}_{HEADLINE}") for method in (RAW, CLEAN))
-        stuck = (column(rows, f"{method}_stuck").nan_to_num(0) for method in (RAW, CLEAN))
-        means = [float(values.mean()) for values in (raw, clean, *stuck)]
-        checks.append(_check(len(rows), means, paired_difference(raw, clean), seed=seed, unseen=True))
+        gain, right = paired_difference(raw, clean), [float(values.mean()) for values in (raw, clean)]
+        stuck = [float(column(rows, f"{method}_stuck").nan_to_num(0).mean()) for method in (RAW, CLEAN)]
+        checks.append(_check(len(rows), right, gain, stuck, seed, unseen=True))
     return checks
 
 
@@ -61,10 +61,13 @@ def check_of_choice(choice: StrengthChoice, layers: int, seed: int) -> list[dict
     if layers > 1:
         return []
     raw, clean = choice.curve[0], choice.chosen
-    means = [raw.right, clean.right, raw.stuck, clean.stuck]
-    return [_check(choice.num_images, means, clean.gain, seed=seed, unseen=False)]
+    right, stuck = (raw.right, clean.right), (raw.stuck, clean.stuck)
+    return [_check(choice.num_images, right, clean.gain, stuck, seed, unseen=False)]
 
 
-def _check(images: int, means: Sequence[float], gain: Interval, **how: Any) -> dict[str, Any]:
-    names = ("raw", "clean", *gain._fields, "raw_stuck", "clean_stuck")
-    return {"images": images, **dict(zip(names, (*means[:2], *gain, *means[2:]), strict=True)), **how}
+def _check(
+    images: int, right: Sequence[float], gain: Interval, stuck: Sequence[float], seed: int, *, unseen: bool
+) -> dict[str, Any]:
+    """`right` and `stuck` are of raw and of clean tokens."""
+    matched = {"raw": right[0], "clean": right[1], **gain._asdict(), "raw_stuck": stuck[0], "clean_stuck": stuck[1]}
+    return {"images": images, **matched, "seed": seed, "unseen": unseen}

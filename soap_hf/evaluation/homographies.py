@@ -74,7 +74,7 @@ def evaluate_homographies(
     metrics = [right(radius) for radius in RADII]
     counts = {"images": len(rows), "scenes": len(scenes), "skipped_images": skipped}
     results = comparison.results("matching", rows, metrics, counts=counts, command=command)
-    return grouped(results, "kind", comparison.methods, metrics, ["stuck"])
+    return grouped(results, "kind", metrics, ["stuck"])
 
 
 def read_scenes(folder: Path) -> list[Scene]:

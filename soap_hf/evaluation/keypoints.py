@@ -104,7 +104,7 @@ def evaluate_keypoints(
     metrics = [f"{kind}_{alpha:g}" for kind in ("pck", "point_pck") for alpha in ALPHAS]
     counts = {"images": len(rows), "points": sum(row["points"] for row in rows)}
     results = comparison.results("matching", rows, metrics, counts=counts, command=command, split=split, seed=seed)
-    return grouped(results, "category", methods, [f"pck_{alpha:g}" for alpha in ALPHAS])
+    return grouped(results, "category", [f"pck_{alpha:g}" for alpha in ALPHAS])
 
 
 def at_points(tokens: Tensor, grid: tuple[int, int], points: Tensor, size: tuple[int, int]) -> Tensor:

@@ -91,9 +91,7 @@ def evaluate_matching(
     metrics = (*map(right, radii), "stuck")
     settings = {**asdict(rule), "seed": seed}
     results = comparison.results("matching", rows, metrics, counts=counts, command=command, **settings)
-    if len(rows) < FEW_IMAGES:
-        gains = {name: own[right(radii[0])] for name, own in results.summary["differences"].items()}
-        warn_of_few(len(rows), gains)
+    warn_if_few(len(rows), {name: own[right(radii[0])] for name, own in results.summary["differences"].items()})
     return results
 
 
@@ -201,11 +199,12 @@ def as_examples(images: Any) -> Examples:
     return images if isinstance(images, Examples) else Examples(open_dataset(images))
 
 
-def warn_of_few(images: int, gains: Mapping[str, Interval]) -> None:
-    """Warns that so few photographs tell little, with the intervals."""
-    told = [f"{name} {gain.mean:+.2f}, 95 % {gain.low:+.2f} to {gain.high:+.2f}" for name, gain in gains.items()]
-    said = "; ".join(told)
-    logger.warning(f"Only {images} photographs give two views, which says little ({said}); use {FEW_IMAGES} or more.")
+def warn_if_few(images: int, gains: Mapping[str, Interval]) -> None:
+    """Warns that few photographs tell little, with the intervals."""
+    if images < FEW_IMAGES:
+        told = [f"{name} {gain.mean:+.2f}, 95 % {gain.low:+.2f} to {gain.high:+.2f}" for name, gain in gains.items()]
+        what = f"Only {images} photographs give two views, which says little ({'; '.join(told)})"
+        logger.warning(f"{what}; use {FEW_IMAGES} or more.")
 
 
 def _views_of(

@@ -130,20 +130,18 @@ def summary(
     }
 
 
-def grouped(
-    results: Results, key: str, methods: Iterable[str], metrics: Iterable[str], optional: Iterable[str] = ()
-) -> Results:
+def grouped(results: Results, key: str, metrics: Iterable[str], optional: Iterable[str] = ()) -> Results:
     """The results with a summary of each group of rows, in `summary["groups"]`; a group of one row has none.
 
-    Rows are grouped by the column `key`. `methods` and `metrics` are as in `summary`; the metrics in `optional` a
-    group has if all its rows do.
+    Rows are grouped by the column `key`. A group has all of `metrics`, and those of `optional` that all its rows have.
     """
-    methods, groups = list(methods), {}
+    groups = {}
     for name in sorted({row[key] for row in results.rows}):
         rows = [row for row in results.rows if row[key] == name]
         if len(rows) > 1:
             whole = [metric for metric in optional if all(row[f"{RAW}_{metric}"] is not None for row in rows)]
-            found = summary(rows, methods, [*metrics, *whole], counts={"images": len(rows)}, settings={})
+            counts = {"images": len(rows)}
+            found = summary(rows, results.summary["means"], [*metrics, *whole], counts=counts, settings={})
             groups[name] = {part: found[part] for part in ("means", "differences", "counts")}
     results.summary["groups"] = groups
     return results

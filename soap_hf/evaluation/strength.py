@@ -13,7 +13,7 @@ from ..runtime.errors import DataError, SOAPError
 from ..runtime.projection import SOAPProjection
 from ..statistics.soap_statistics import SOAPStatistics
 from .comparison import Comparison
-from .matching import FEW_IMAGES, HEADLINE, as_examples, match_views, warn_of_few
+from .matching import HEADLINE, as_examples, match_views, warn_if_few
 from .methods import RAW, head_layer, layer_statistics
 from .results import Interval, column, paired_difference
 from .views import ViewRule
@@ -146,8 +146,7 @@ def choose_mu(
         raise DataError(f"{len(rows)} photograph gives two views, but a choice needs 2; give more.")
     curve = curve_of(rows, methods)
     choice = StrengthChoice(choose(curve), curve, len(rows), layer)
-    if len(rows) < FEW_IMAGES:
-        warn_of_few(len(rows), {f"mu={choice.mu:g}": choice.chosen.gain})
+    warn_if_few(len(rows), {f"mu={choice.mu:g}": choice.chosen.gain})
     return choice
 
 
