@@ -49,9 +49,9 @@ def scored_layers(head: FittedHead) -> list[ScoredLayer]:
         HeadError: the head knows no scores: it was made without a fit.
     """
     config: Any = head.config
-    layers = []
+    statistics, layers = head.statistics_by_layer, []
     for layer, components in zip(config.layers, config.components or [[] for _ in config.layers], strict=True):
-        if (single := head.statistics_by_layer.get(layer)) is not None:
+        if (single := statistics.get(layer)) is not None:
             components = single.table(config.mu, config.tau, config.threshold, rows=len(single.scores))
         if not components:
             raise HeadError("This head knows no scores, since it was made without a fit; fit one to see its figures.")
