@@ -86,11 +86,7 @@ class SalientObjectSegmentationPipeline(Pipeline):
         timeout: float | None = None,
         local_files_only: bool | None = None,  # which `pipeline` leaves among them
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        given = (
-            {"image_size": as_size(image_size), "timeout": timeout},
-            {"apply_soap": apply_soap},
-            {"refine": refine},
-        )
+        given = {"image_size": as_size(image_size), "timeout": timeout}, {"apply_soap": apply_soap}, {"refine": refine}
         before, forward, after = ({name: one for name, one in part.items() if one is not None} for part in given)
         return before, forward, after
 
@@ -110,10 +106,7 @@ class SalientObjectSegmentationPipeline(Pipeline):
         from .evaluation.salient_object import raw_grid
 
         projection = self._comparison.methods["soap" if apply_soap else "raw"]
-        return {
-            "image": model_inputs["image"],
-            "tokens": projection(raw_grid(self._comparison, model_inputs["rgb"])),
-        }
+        return {"image": model_inputs["image"], "tokens": projection(raw_grid(self._comparison, model_inputs["rgb"]))}
 
     def postprocess(self, model_outputs: dict[str, Any], refine: bool = True) -> dict[str, Any]:
         """Mask, score map and box."""

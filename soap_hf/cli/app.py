@@ -13,7 +13,7 @@ from .evaluate import Knn, Matching, Position, Saliency, Segmentation
 from .extract import Extract
 from .figures import draw_figures
 from .fit import Fit, Score
-from .heads import info, push
+from .heads import PushHead, info
 from .tune import Tune
 
 
@@ -38,7 +38,7 @@ app.command("tune")(Tune)
 app.command("extract")(Extract)
 app.command("figures")(draw_figures)
 app.command("info")(info)
-app.command("push")(push)
+app.command("push")(PushHead)
 app.add_typer(evaluate, name="evaluate")
 for evaluation in (Matching, Position, Knn, Segmentation, Saliency):
     evaluate.command(evaluation.__name__.lower())(evaluation)
@@ -68,14 +68,10 @@ def main() -> None:
     except Exception as error:
         if debug:
             raise
-        _fail(error)
-
-
-def _fail(error: Exception) -> None:
-    message, status = str(error), 1
-    if isinstance(error, argument_error()):  # about the arguments
-        message, status = error.format_message(), error.exit_code
-    elif not isinstance(error, SOAPError):
-        message = f"{type(error).__name__}: {first_sentence(error)} (run again with --debug for the traceback)"
-    Console(stderr=True, soft_wrap=True).print(f"Error: {message}", markup=False, highlight=False)
-    sys.exit(status)
+        message, status = str(error), 1
+        if isinstance(error, argument_error()):  # about the arguments
+            message, status = error.format_message(), error.exit_code
+        elif not isinstance(error, SOAPError):
+            message = f"{type(error).__name__}: {first_sentence(error)} (run again with --debug for the traceback)"
+        Console(stderr=True, soft_wrap=True).print(f"Error: {message}", markup=False, highlight=False)
+        sys.exit(status)

@@ -1,5 +1,6 @@
 """The command line of the evaluations: `soap-hf evaluate matching | position | knn | segmentation | saliency`."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -16,7 +17,7 @@ from ..evaluation.keypoints import evaluate_keypoints
 from ..evaluation.knn import NEIGHBOURS, evaluate_knn
 from ..evaluation.matching import evaluate_matching
 from ..evaluation.position import evaluate_position
-from ..evaluation.results import Results, results_table, write_results
+from ..evaluation.results import Results, command_line, results_table, write_results
 from ..evaluation.segmentation import NEIGHBOURS as SEGMENTATION_NEIGHBOURS
 from ..evaluation.segmentation import evaluate_segmentation
 from ..evaluation.views import ViewRule
@@ -26,7 +27,7 @@ from ..heads.card import refresh_card
 from ..heads.model import SOAPModelWrapper
 from ..heads.opening import EVALUATIONS_FOLDER
 from ..runtime.errors import DataError
-from .options import DatasetName, Head, given_command, hide_progress_bars, options_of, values_of
+from .options import DatasetName, Head, hide_progress_bars, options_of, values_of
 
 Masks = Annotated[
     Optional[str], typer.Argument(metavar="[MASKS]", help="Folder of masks, if the one before is of images.")
@@ -37,10 +38,6 @@ SameSize = Annotated[
 ]
 Split = Annotated[Optional[str], typer.Option(help="Split; default: the only one, else train.")]
 Neighbours = Annotated[Optional[list[int]], typer.Option(min=1, help="Neighbours that vote. May be repeated.")]
-TrainSplit = Annotated[Optional[str], typer.Option(help="Default: the only one, else train.")]
-TestSplit = Annotated[Optional[str], typer.Option(help="Default: test; of another data set as for --train-split.")]
-TestDataset = Annotated[Optional[str], typer.Option(help="Another data set to test on.")]
-TrainSize = Annotated[Optional[int], typer.Option(min=2, help="Size of a random sample of the training images.")]
 TestSize = Annotated[Optional[int], typer.Option(min=2, help="Size of a random sample of the test images.")]
 
 
@@ -74,21 +71,16 @@ class Evaluation(options_of(EvaluationArguments)):  # type: ignore[misc]
         """What this evaluation finds."""
         raise NotImplementedError
 
-    def opened(self, name: str, split: str | None, masks: str | None = None) -> Any:
-        """A data set, or for an evaluation with masks images paired with them."""
-        source = {"split": split, "config_name": self.config_name, "token": self.token}
-        if not hasattr(self, "mask_column"):
-            return open_dataset(name, **source)
-        return open_pairs(name, masks, image_column=self.image_column, mask_column=self.mask_column, **source)
-
     def examples(self, name: str, split: str | None, number: int | None, masks: str | None = None) -> Examples:
-        """Images to measure on."""
-        own: dict[str, Any] = {"num_images": number}
-        if hasattr(self, "mask_column"):
-            own |= {"mask_column": self.mask_column, "resize_masks": not self.same_size}
+        """Images to measure on, paired with masks for an evaluation that needs them."""
+        source = {"split": split, "config_name": self.config_name, "token": self.token}
+        own: dict[str, Any] = {"num_images": number, **self.arguments.reading}
         if hasattr(self, "label_column"):
             own["label_column"] = self.label_column
-        return Examples(self.opened(name, split, masks), **own, **self.arguments.reading)
+        if not hasattr(self, "mask_column"):
+            return Examples(open_dataset(name, **source), **own)
+        pairs = open_pairs(name, masks, image_column=self.image_column, mask_column=self.mask_column, **source)
+        return Examples(pairs, mask_column=self.mask_column, resize_masks=not self.same_size, **own)
 
     def comparison(self) -> Comparison:
         """The methods asked for, on the head and its backbone."""
@@ -96,13 +88,18 @@ class Evaluation(options_of(EvaluationArguments)):  # type: ignore[misc]
         model = load_head(self.head, chosen.device, **chosen.hub_kwargs)
         if chosen.mu is not None:
             model.reweight(chosen.mu, model.config.tau, model.config.threshold)
-        options: dict[str, Any] = {"rank": chosen.rank, "layer": chosen.layer, "image_size": chosen.image_size}
-        return Comparison.of(model, chosen.method, **options)
+        rank, layer, image_size = chosen.rank, chosen.layer, chosen.image_size
+        return Comparison.of(model, chosen.method, rank=rank, layer=layer, image_size=image_size)
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """What every evaluation takes."""
+        return {"progress": self.progress, "command": command_line(sys.argv[1:])}
 
     @property
     def running(self) -> dict[str, Any]:
-        """What every evaluation takes."""
-        return {"batch_size": self.batch_size, "progress": self.progress, "command": given_command()}
+        """What those take that run the backbone on batches of images."""
+        return {"batch_size": self.batch_size, **self.noted}
 
 
 @dataclass(kw_only=True)
@@ -129,38 +126,54 @@ class Saliency(Evaluation):
 
         examples = self.examples(self.dataset, self.split, self.num_images, self.masks)
         shown = {"bilateral": self.bilateral, "image_size": self.image_size, "centred": self.centred}
-        options = {name: value for name, value in self.running.items() if name != "batch_size"}
-        return evaluate_saliency(self.comparison(), examples, **shown, **options)
+        return evaluate_saliency(self.comparison(), examples, **shown, **self.noted)
 
 
 @dataclass(kw_only=True)
-class Knn(Evaluation):
+class Voting(Evaluation):
+    """What evaluations have in which training images vote on test images."""
+
+    train_split: Annotated[Optional[str], typer.Option(help="Default: the only one, else train.")] = None
+    test_split: Annotated[
+        Optional[str], typer.Option(help="Default: test; of another data set as for --train-split.")
+    ] = None
+    test_dataset: Annotated[Optional[str], typer.Option(help="Another data set to test on.")] = None
+
+    def refuse_one_split(self) -> None:
+        """Completes the split to test on, and refuses the one to train on."""
+        if self.test_dataset is None:
+            self.test_split = self.test_split or "test"
+            if self.test_split == (self.train_split or "train"):
+                raise DataError(
+                    f"Training and test images would be one split ({self.test_split}); choose two with --train-split "
+                    "and --test-split, or name a --test-dataset."
+                )
+
+
+@dataclass(kw_only=True)
+class Knn(Voting):
     """Classify images by weighted k-NN (k = 1, 5, 10, 20) on CLS, on the mean of the patch tokens, and on both."""
 
-    train_split: TrainSplit = None
-    test_split: TestSplit = None
-    test_dataset: TestDataset = None
     label_column: Annotated[str, typer.Option(help="Column that holds the labels.")] = "label"
     k: Neighbours = None
-    num_train: TrainSize = None
+    num_train: Annotated[
+        Optional[int], typer.Option(min=2, help="Size of a random sample of the training images.")
+    ] = None
     num_test: TestSize = None
 
     def measure(self) -> Results:
         """Of labelled images."""
-        test_split = _test_split(self.train_split, self.test_split, self.test_dataset)
+        self.refuse_one_split()
         train = self.examples(self.dataset, self.train_split, self.num_train)
-        test = self.examples(self.test_dataset or self.dataset, test_split, self.num_test)
+        test = self.examples(self.test_dataset or self.dataset, self.test_split, self.num_test)
         return evaluate_knn(self.comparison(), train, test, neighbours=self.k or NEIGHBOURS, **self.running)
 
 
 @dataclass(kw_only=True)
-class Segmentation(Evaluation):
+class Segmentation(Voting):
     """Segment images by k-NN (k = 10) of their patches among the labelled patches of other images."""
 
     masks: Masks = None
-    train_split: TrainSplit = None
-    test_split: TestSplit = None
-    test_dataset: TestDataset = None
     test_masks: Annotated[Optional[str], typer.Option(help="Folder of the masks of --test-dataset.")] = None
     mask_column: MaskColumn = "mask"
     ignore_label: Annotated[int, typer.Option(help="Class of pixels that count nowhere.")] = 255
@@ -173,10 +186,10 @@ class Segmentation(Evaluation):
 
     def measure(self) -> Results:
         """Of images with masks whose values are classes."""
-        test_split = _test_split(self.train_split, self.test_split, self.test_dataset)
+        self.refuse_one_split()
         train = self.examples(self.dataset, self.train_split, self.num_train, self.masks)
         tested = (self.dataset, self.masks) if self.test_dataset is None else (self.test_dataset, self.test_masks)
-        test = self.examples(tested[0], test_split, self.num_test, tested[1])
+        test = self.examples(tested[0], self.test_split, self.num_test, tested[1])
         chosen: dict[str, Any] = {"neighbours": self.k or SEGMENTATION_NEIGHBOURS, "ignore_label": self.ignore_label}
         return evaluate_segmentation(self.comparison(), train, test, **chosen, **self.running)
 
@@ -206,13 +219,12 @@ class Matching(Evaluation, RuleOptions):
         sources = [source for source in (self.dataset, self.hpatches, self.spair) if source]
         if len(sources) != 1:
             raise DataError("Matching needs one source: IMAGES, or --hpatches FOLDER, or --spair FOLDER.")
-        shown = {name: value for name, value in self.running.items() if name != "batch_size"}
         self.dataset = str(sources[0])
         if self.hpatches is not None:
-            return evaluate_homographies(self.comparison(), self.hpatches, **shown)
+            return evaluate_homographies(self.comparison(), self.hpatches, **self.noted)
         if self.spair is not None:
             options: dict[str, Any] = {"split": self.split or "test", "num_pairs": self.num_images, "seed": self.seed}
-            return evaluate_keypoints(self.comparison(), self.spair, **options, **shown)
+            return evaluate_keypoints(self.comparison(), self.spair, **options, **self.noted)
         rule = ViewRule(**values_of(self, ViewRule))
         examples = self.examples(self.dataset, self.split, self.num_images)
         return evaluate_matching(self.comparison(), examples, rule=rule, seed=self.seed, **self.running)
@@ -236,19 +248,3 @@ def load_head(head: str, device: str | None, **hub_kwargs: Any) -> SOAPModelWrap
     """The head and its backbone, on the device asked for."""
     target = find_device(device)
     return SOAPModelWrapper.from_pretrained(head, **hub_kwargs).to(target)
-
-
-def _test_split(train_split: str | None, test_split: str | None, test_dataset: str | None) -> str | None:
-    """The split to test on.
-
-    Raises:
-        DataError: it is the one to train on.
-    """
-    if test_dataset is not None:
-        return test_split
-    if (test_split or "test") == (train_split or "train"):
-        raise DataError(
-            f"Training and test images would be one split ({test_split or 'test'}); choose two with --train-split and "
-            "--test-split, or name a --test-dataset."
-        )
-    return test_split or "test"

@@ -1,15 +1,14 @@
 """The command line of the figures: `soap-hf figures`."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
-from PIL import Image
 
 from ..data.arguments import parse_image_size
-from ..data.image_files import BadImage, read_image
+from ..evaluation.examples import open_image
 from ..files import check_output_folder, staging_folder
 from ..heads.opening import HeadRecord
 from ..runtime.errors import DataError, HeadError, MissingExtraError
@@ -23,14 +22,8 @@ MOST_IMAGES = 20
 """Each is a row of its figures."""
 
 FILES = (
-    "score_curve.png",
-    "response_maps.png",
-    "score_by_layer.png",
-    "responses.png",
-    "patch_tokens.png",
-    "saliency.png",
-    "matching.png",
-    "similarity.png",
+    *("score_curve.png", "response_maps.png", "score_by_layer.png"),
+    *("responses.png", "patch_tokens.png", "saliency.png", "matching.png", "similarity.png"),
 )
 """All that the command may write."""
 
@@ -64,72 +57,46 @@ def draw_figures(
     quiet: Annotated[bool, typer.Option("--quiet", help="No bars, and no names of files.")] = False,
 ) -> None:
     """Draw a head's scores and response maps, and what it does to images of yours."""
-    from ..figures import (  # matplotlib comes with an extra
-        look_at,
-        matching_views,
-        response_maps,
-        response_overlay,
-        saliency_masks,
-        score_by_layer,
-        score_curve,
-        similarity_maps,
-        token_colours,
-    )
+    from .. import figures as draw  # matplotlib comes with an extra
 
     check_output_folder(output, overwrite)
-    opened = _open(images or [])
+    paths = images or []
+    if len(paths) > MOST_IMAGES:
+        raise DataError(f"A figure shows up to {MOST_IMAGES} images, not {len(paths)}; choose some of them.")
+    opened = [open_image(path, "choose another") for path in paths]
     record = HeadRecord.open(head, revision=revision, token=token)
-    heads = _labelled({head: record, **{other: HeadRecord.open(other, token=token) for other in compare or []}})
+    heads = {head: record, **{other: HeadRecord.open(other, token=token) for other in compare or []}}
+    labels = [draw.backbone_label(single.config) for single in heads.values()]
+    if len(set(labels)) == len(labels):  # where two have one backbone, heads have their own names
+        heads = dict(zip(labels, heads.values(), strict=True))
     drawings: dict[str, Callable[[], Figure]] = {
-        "score_curve.png": partial(score_curve, heads),
-        "response_maps.png": partial(response_maps, record),
+        "score_curve.png": partial(draw.score_curve, heads),
+        "response_maps.png": partial(draw.response_maps, record),
     }
     if deep := {label: single for label, single in heads.items() if len(single.config.layers) > 1}:
-        drawings["score_by_layer.png"] = partial(score_by_layer, deep)
+        drawings["score_by_layer.png"] = partial(draw.score_by_layer, deep)
     if opened:
         if quiet:
             hide_progress_bars()
         model = load_head(head, device, revision=revision, token=token, trust_remote_code=trust_remote_code or None)
-        pictures = look_at(model, opened, layer=layer, image_size=image_size)
-        drawings["responses.png"] = partial(response_overlay, pictures, record)
-        drawings["patch_tokens.png"] = partial(token_colours, pictures)
-        drawings["matching.png"] = partial(matching_views, model, opened, layer=layer)
+        pictures = draw.look_at(model, opened, layer=layer, image_size=image_size)
+        drawings["responses.png"] = partial(draw.response_overlay, pictures, record)
+        drawings["patch_tokens.png"] = partial(draw.token_colours, pictures)
+        drawings["matching.png"] = partial(draw.matching_views, model, opened, layer=layer)
         if len(opened) > 1:
-            drawings["similarity.png"] = partial(similarity_maps, model, opened, layer=layer)
-        drawings["saliency.png"] = partial(saliency_masks, model, opened, layer=layer, image_size=image_size)
-    for path in _write(drawings, output):
-        if not quiet:
-            typer.echo(f"Figure written to {path}")
+            drawings["similarity.png"] = partial(draw.similarity_maps, model, opened, layer=layer)
+        drawings["saliency.png"] = partial(draw.saliency_masks, model, opened, layer=layer, image_size=image_size)
+    drawn = _drawn(drawings)
+    with staging_folder(output, FILES) as staging:
+        for name, content in drawn.items():
+            (staging / name).write_bytes(content)
+    if not quiet:
+        for name in drawn:
+            typer.echo(f"Figure written to {output / name}")
 
 
-def _open(paths: list[Path]) -> list[Image.Image]:
-    """The images, read at once.
-
-    Raises:
-        DataError: one cannot be read, or there are too many.
-    """
-    if len(paths) > MOST_IMAGES:
-        raise DataError(f"A figure shows up to {MOST_IMAGES} images, not {len(paths)}; choose some of them.")
-    images = []
-    for path in paths:
-        image = read_image({"path": str(path), "bytes": None}, str(path))
-        if isinstance(image, BadImage):
-            raise DataError(f"Image {image} cannot be read; choose another.")
-        images.append(image)
-    return images
-
-
-def _labelled(heads: Mapping[str, "HeadRecord"]) -> dict[str, "HeadRecord"]:
-    """Heads by the names of their backbones, or by their own where two have one backbone."""
-    from ..figures import backbone_label
-
-    labels = [backbone_label(single.config) for single in heads.values()]
-    distinct = len(set(labels)) == len(labels)
-    return dict(zip(labels if distinct else heads, heads.values(), strict=True))
-
-
-def _write(drawings: Mapping[str, Callable[[], "Figure"]], output: Path) -> Iterable[Path]:
-    """Draws and writes the figures; says which cannot be drawn of this head, and why.
+def _drawn(drawings: Mapping[str, Callable[[], "Figure"]]) -> dict[str, bytes]:
+    """Draws the figures; says which cannot be drawn of this head, and why.
 
     Raises:
         HeadError: none can be drawn.
@@ -146,7 +113,4 @@ def _write(drawings: Mapping[str, Callable[[], "Figure"]], output: Path) -> Iter
         raise HeadError(next(iter(reasons.values())))
     for name, reason in reasons.items():
         typer.echo(f"No {name}: {reason}", err=True)
-    with staging_folder(output, FILES) as staging:
-        for name, content in drawn.items():
-            (staging / name).write_bytes(content)
-    return [output / name for name in drawn]
+    return drawn

@@ -43,21 +43,23 @@ class Fit(FitOptions):
         Optional[str], typer.Option(metavar="REPO", help="Then push it, e.g. to me/soap-vit-mae-base.")
     ] = None
     backbone_id: BackboneId = None
-    private: Private = False
+    private: Private = None
     figures: Annotated[bool, typer.Option(help="Draw figures for the head, which needs matplotlib.")] = True
     recipe: Recipe = None
 
     def run(self) -> None:
         """Fits, saves and pushes."""
-        push = self._push()
+        push = None
+        if self.push_to_hub is not None:
+            target: dict[str, Any] = {"backbone_id": self.backbone_id, "include_backbone": self.include_backbone}
+            push = Push(self.push_to_hub, private=self.private or None, token=self.token, **target)
         is_main = join_processes(self.device).is_main_process
         if is_main:
             check_output_folder(self.output, self.overwrite)
             refuse_other_model(self.output)
             if push is not None:
                 check_push(push, self.backbone)
-        named: Any = self.checkpoint
-        checkpoint = named or self.output.with_name(f"{self.output.name}.checkpoint")
+        checkpoint = self.checkpoint or self.output.with_name(f"{self.output.name}.checkpoint")
         model = _fit(self, is_main, checkpoint=checkpoint)
         if not is_main:
             return
@@ -68,17 +70,6 @@ class Fit(FitOptions):
             typer.echo(f"Head written to {self.output}")
         if push is not None:
             typer.echo(f"Head pushed to {push_head(self.output, push)}")
-
-    def _push(self) -> Push | None:
-        if self.push_to_hub is None:
-            return None
-        return Push(
-            self.push_to_hub,
-            backbone_id=self.backbone_id,
-            include_backbone=self.include_backbone,
-            private=self.private or None,
-            token=self.token,
-        )
 
 
 @dataclass(kw_only=True)

@@ -1,5 +1,6 @@
 """`soap-hf info` and `soap-hf push`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -8,7 +9,7 @@ import typer
 from ..heads.hub import Push, push_head
 from ..heads.opening import HeadRecord
 from ..heads.report import print_report
-from .options import BackboneId, Head, IncludeBackbone, Private, Revision, Token
+from .options import BackboneId, Head, IncludeBackbone, Private, Revision, Token, values_of
 
 
 def info(head: Head, revision: Revision = None, token: Token = None) -> None:
@@ -16,32 +17,23 @@ def info(head: Head, revision: Revision = None, token: Token = None) -> None:
     print_report(HeadRecord.open(head, revision=revision, token=token).config)
 
 
-def push(
-    head: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the head.")],
-    repo_id: Annotated[str, typer.Argument(metavar="REPO", help="e.g. me/soap-vit-mae-base; made if need be.")],
-    backbone_id: BackboneId = None,
-    include_backbone: IncludeBackbone = False,
-    statistics: Annotated[bool, typer.Option(help="Push the statistics, so that others can reweight.")] = True,
-    private: Private = False,
-    revision: Annotated[Optional[str], typer.Option(help="Branch, made if need be; default: main.")] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False,
-    commit_message: Annotated[Optional[str], typer.Option(help="Default: what was fitted.")] = None,
-    license: Annotated[Optional[str], typer.Option(help="Default: the card's, else the backbone's.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a repository of something else.")] = False,
-    token: Token = None,
-) -> None:
+@dataclass(kw_only=True)
+class PushHead:
     """Push a head to the Hub, with its card and the code that loads it."""
-    target = Push(
-        repo_id,
-        backbone_id=backbone_id,
-        include_backbone=include_backbone,
-        statistics=statistics,
-        private=private or None,
-        revision=revision,
-        create_pr=create_pr,
-        commit_message=commit_message,
-        license=license,
-        force=force,
-        token=token,
-    )
-    typer.echo(f"Head pushed to {push_head(head, target)}")
+
+    head: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the head.")]
+    repo_id: Annotated[str, typer.Argument(metavar="REPO", help="e.g. me/soap-vit-mae-base; made if need be.")]
+    backbone_id: BackboneId = None
+    include_backbone: IncludeBackbone = False
+    statistics: Annotated[bool, typer.Option(help="Push the statistics, so that others can reweight.")] = True
+    private: Private = None
+    revision: Annotated[Optional[str], typer.Option(help="Branch, made if need be; default: main.")] = None
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False
+    commit_message: Annotated[Optional[str], typer.Option(help="Default: what was fitted.")] = None
+    license: Annotated[Optional[str], typer.Option(help="Default: the card's, else the backbone's.")] = None
+    force: Annotated[bool, typer.Option("--force", help="Write over a repository of something else.")] = False
+    token: Token = None
+
+    def run(self) -> None:
+        """Pushes."""
+        typer.echo(f"Head pushed to {push_head(self.head, Push(**values_of(self, Push)))}")

@@ -1,7 +1,6 @@
 """Commands made of dataclasses: each field is an option, each command a dataclass that knows how to run."""
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -14,7 +13,7 @@ DatasetName = Annotated[str, typer.Argument(metavar="DATASET", help="Hub id, fol
 Head = Annotated[str, typer.Argument(metavar="HEAD", help="Folder or hub id of a head.")]
 IncludeBackbone = Annotated[bool, typer.Option("--include-backbone", help="Put the backbone beside the head.")]
 BackboneId = Annotated[Optional[str], typer.Option(help="Hub id of the same backbone, if yours is in a folder.")]
-Private = Annotated[bool, typer.Option("--private", help="Make a new repository private.")]
+Private = Annotated[Optional[bool], typer.Option("--private", help="Make a new repository private.")]
 Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit on the Hub.")]
 Token = Annotated[
     Optional[str], typer.Option(envvar="HF_TOKEN", show_envvar=False, help="Hub token; default: HF_TOKEN.")
@@ -28,10 +27,8 @@ def options_of(arguments: type, *, without: tuple[str, ...] = ()) -> type:
         arguments (`type`): a dataclass whose fields were made by [`~soap_hf.data.arguments.argument`].
         without (`tuple[str, ...]`): fields that the command line does not offer.
     """
-    made = []
-    for single in dataclasses.fields(arguments):
-        if single.name not in without:
-            made.append((single.name, _annotation(single), dataclasses.field(default=_default(single))))
+    offered = [single for single in dataclasses.fields(arguments) if single.name not in without]
+    made = [(single.name, _annotation(single), dataclasses.field(default=_default(single))) for single in offered]
     return dataclasses.make_dataclass(f"{arguments.__name__}Options", made, kw_only=True)
 
 
@@ -45,9 +42,8 @@ def values_of(command: Any, arguments: type) -> dict[str, Any]:
 def _annotation(single: dataclasses.Field) -> Any:
     how = dict(single.metadata)
     declaration = [how["flag"]] if "flag" in how else []
-    options: dict[str, Any] = {"help": how["help"]}
-    options |= {new: how[old] for old, new in (("metavar", "metavar"), ("hidden", "hidden")) if old in how}
-    options |= {new: how[old] for old, new in (("least", "min"), ("most", "max")) if old in how}
+    names = {"help": "help", "metavar": "metavar", "hidden": "hidden", "least": "min", "most": "max"}
+    options: dict[str, Any] = {new: how[old] for old, new in names.items() if old in how}
     if "envvar" in how:
         options |= {"envvar": how["envvar"], "show_envvar": False}
     if "parser" in how:
@@ -123,10 +119,3 @@ def hide_progress_bars() -> None:
 
     disable_progress_bar()
     disable_progress_bars()
-
-
-def given_command() -> str:
-    """The command that is running, to be noted beside what it found; a token is left out."""
-    from ..evaluation.results import command_line
-
-    return command_line(sys.argv[1:])

@@ -50,14 +50,14 @@ class Tune(TuneOptions, RuleOptions):
             hide_progress_bars()
         images = open_dataset(self.dataset, split=self.split, config_name=self.config_name, token=self.token)
         choices: dict[str, StrengthChoice] = {}
+        same = ("layer", "image_size", "batch_size", "seed", "progress")
+        options = {name: getattr(chosen, name) for name in same}
         for name in dict.fromkeys([self.head, *(self.compare or [])]):
             here = chosen.hub_kwargs if name == self.head else {"token": chosen.token}
             model = load_head(name, chosen.device, **here)
             examples = Examples(images, num_images=self.num_images, **chosen.reading)
-            shown: dict[str, Any] = {"batch_size": chosen.batch_size, "seed": chosen.seed, "progress": self.progress}
-            choice = choose_mu(model, examples, layer=chosen.layer, rule=rule, image_size=chosen.image_size, **shown)
-            choices[name] = choice
-            if len(choices) == 1:
+            choice = choices[name] = choose_mu(model, examples, rule=rule, **options)
+            if name == self.head:
                 tuned = model
             Console().print(choice.table())
             Console(soft_wrap=True).print(choice.reason, markup=False, highlight=False)

@@ -123,7 +123,12 @@ def _cells(image: np.ndarray) -> tuple[np.ndarray, list[int]]:
 
 def _blur(vertices: np.ndarray, steps: list[int]) -> csr_array:
     """The blur of the grid: along each of its axes (1, 2, 1), summed."""
-    pairs = [_neighbours(vertices, step) for step in steps]
+    pairs = []
+    for step in steps:  # vertices that have a neighbour one step on, and those neighbours
+        places = np.searchsorted(vertices, vertices + step)
+        places[places == len(vertices)] = 0
+        found = np.flatnonzero(vertices[places] == vertices + step)
+        pairs.append((found, places[found]))
     first, second = (np.concatenate(part) for part in zip(*pairs, strict=True))
     here = np.arange(len(vertices))
     weights = np.repeat([1.0, 2.0 * len(steps)], [2 * len(first), len(here)])
@@ -138,16 +143,7 @@ def _system(blur: csr_array, pixels: np.ndarray) -> csr_array:
         scale = np.sqrt(scale * pixels / (blur @ scale))
     marginals = scale * (blur @ scale)
     row_scale = np.repeat(scale, np.diff(blur.indptr))
-    system = csr_array(
-        (-SMOOTHNESS * row_scale * blur.data * scale[blur.indices], blur.indices, blur.indptr), blur.shape
-    )
+    smoothness = -SMOOTHNESS * row_scale * blur.data * scale[blur.indices]
+    system = csr_array((smoothness, blur.indices, blur.indptr), blur.shape)
     system.setdiag(system.diagonal() + SMOOTHNESS * marginals + CONFIDENCE * pixels)
     return system
-
-
-def _neighbours(vertices: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the vertices that have a neighbour one step on, and of those neighbours."""
-    places = np.searchsorted(vertices, vertices + step)
-    places[places == len(vertices)] = 0
-    found = np.flatnonzero(vertices[places] == vertices + step)
-    return found, places[found]

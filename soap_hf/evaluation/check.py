@@ -1,16 +1,15 @@
 """Does a head help? Matching between views, on photographs that its fit did not see, kept with the head."""
 
+from collections.abc import Sequence
 from typing import Any
-
-import torch
 
 from ..data.preprocessing import ImagePreprocessor
 from ..heads.model import SOAPModelWrapper
-from ..runtime.projection import SOAPProjection
+from .comparison import Comparison
 from .examples import Examples
-from .matching import HEADLINE, Row, match_views
-from .methods import RAW, own_projection
-from .results import paired_difference
+from .matching import HEADLINE, match_views
+from .methods import RAW
+from .results import Interval, column, paired_difference
 from .strength import StrengthChoice
 from .views import ViewRule
 
@@ -43,13 +42,15 @@ def check_head(
         DataError, LayoutError: as `match_views`.
         SOAPError: fewer than 2 photographs.
     """
-    methods = {
-        layer: {RAW: SOAPProjection.identity(width), CLEAN: own_projection(model, layer)}
-        for layer, width in zip(model.config.layers, model.config.hidden_sizes, strict=True)
-    }
+    comparisons = [Comparison.of(model, layer=layer, preprocess=preprocess) for layer in model.config.layers]
     options: dict[str, Any] = {"rule": ViewRule(), "batch_size": batch_size, "seed": seed, "progress": progress}
-    found = match_views(model, preprocess, methods, images, **options)
-    return [_check(found.rows[layer], seed) for layer in model.config.layers]
+    checks = []
+    for rows in match_views(comparisons, images, **options).rows:
+        raw, clean = (column(rows, f"{method}_{HEADLINE}") for method in (RAW, CLEAN))
+        gain, right = paired_difference(raw, clean), [float(values.mean()) for values in (raw, clean)]
+        stuck = [float(column(rows, f"{method}_stuck").nan_to_num(0).mean()) for method in (RAW, CLEAN)]
+        checks.append(_check(len(rows), right, gain, stuck, seed, unseen=True))
+    return checks
 
 
 def check_of_choice(choice: StrengthChoice, layers: int, seed: int) -> list[dict[str, Any]]:
@@ -60,35 +61,13 @@ def check_of_choice(choice: StrengthChoice, layers: int, seed: int) -> list[dict
     if layers > 1:
         return []
     raw, clean = choice.curve[0], choice.chosen
-    return [
-        {
-            "images": choice.num_images,
-            "raw": raw.right,
-            "clean": clean.right,
-            **clean.gain._asdict(),
-            "raw_stuck": raw.stuck,
-            "clean_stuck": clean.stuck,
-            "seed": seed,
-            "unseen": False,
-        }
-    ]
+    right, stuck = (raw.right, clean.right), (raw.stuck, clean.stuck)
+    return [_check(choice.num_images, right, clean.gain, stuck, seed, unseen=False)]
 
 
-def _check(rows: list[Row], seed: int) -> dict[str, Any]:
-    values = {
-        f"{method}_{metric}": torch.tensor([row[f"{method}_{metric}"] for row in rows], dtype=torch.float64)
-        for method in (RAW, CLEAN)
-        for metric in (HEADLINE, "stuck")
-    }
-    before, after = (values[f"{method}_{HEADLINE}"] for method in (RAW, CLEAN))
-    stuck = {method: values[f"{method}_stuck"].nan_to_num(0).mean() for method in (RAW, CLEAN)}
-    return {
-        "images": len(rows),
-        "raw": float(before.mean()),
-        "clean": float(after.mean()),
-        **paired_difference(before, after)._asdict(),
-        "raw_stuck": float(stuck[RAW]),
-        "clean_stuck": float(stuck[CLEAN]),
-        "seed": seed,
-        "unseen": True,
-    }
+def _check(
+    images: int, right: Sequence[float], gain: Interval, stuck: Sequence[float], seed: int, *, unseen: bool
+) -> dict[str, Any]:
+    """`right` and `stuck` are of raw and of clean tokens."""
+    matched = {"raw": right[0], "clean": right[1], **gain._asdict(), "raw_stuck": stuck[0], "clean_stuck": stuck[1]}
+    return {"images": images, **matched, "seed": seed, "unseen": unseen}

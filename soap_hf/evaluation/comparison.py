@@ -12,6 +12,7 @@ from ..data.preprocessing import ImagePreprocessor
 from ..heads.model import SOAPModelWrapper
 from ..heads.running import RawTokens, head_preprocessor, read_raw_tokens
 from ..layout.probing import evaluation_mode
+from ..runtime.errors import LayoutError
 from ..runtime.patch_layout import check_finite
 from ..runtime.projection import SOAPProjection
 from .examples import Examples
@@ -51,6 +52,20 @@ class Comparison:
         projections = method_projections(model, methods, preprocess=preprocess, rank=rank, layer=layer)
         return cls(model, layer, preprocess, projections)
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patches, for images of the head's size.
+
+        Raises:
+            LayoutError: there are no rows and columns.
+        """
+        with torch.no_grad(), evaluation_mode(self.model):
+            read = read_raw_tokens(self.model, torch.zeros(1, 3, *self.preprocess.size), "an empty image")
+        patches = read[self.layer].patches
+        if patches.ndim not in (4, 5):
+            raise LayoutError(f"The patches of layer {self.layer} have no rows and columns, which matching needs.")
+        return patches.shape[-3], patches.shape[-2]
+
     @torch.no_grad()
     def raw_tokens(self, pixels: Tensor) -> RawTokens:
         """Runs the backbone once and leaves its tokens as they are, in float32.
@@ -85,15 +100,8 @@ class Comparison:
         **settings: Any,
     ) -> Results:
         """What an evaluation found, from its rows; `settings` are those that it has beside the comparison's."""
-        found = summary(
-            rows, self.methods, metrics, counts=counts, settings={**self.settings(), **settings}, command=command
-        )
-        return Results(name, list(rows), found)
-
-    def settings(self) -> dict[str, Any]:
-        """What the numbers depend on, for a summary."""
         config = self.model.config
-        return {
+        own = {
             "backbone": config.backbone_name_or_path,
             "backbone_revision": config.backbone_revision,
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -104,3 +112,5 @@ class Comparison:
             "threshold": config.threshold,
             "ranks": {name: projection.rank for name, projection in self.methods.items()},
         }
+        found = summary(rows, self.methods, metrics, counts=counts, settings={**own, **settings}, command=command)
+        return Results(name, list(rows), found)

@@ -7,11 +7,13 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, DatasetDict, IterableDataset
 from datasets import Image as ImageFeature
+from PIL import Image
 
 from ..data.data_sets import open_dataset
 from ..data.folders import FolderFiles, images_by_split
-from ..data.image_files import BadImage
+from ..data.image_files import BadImage, read_image
 from ..data.image_sample import Batch, Example, ImageSample
+from ..data.preprocessing import to_rgb
 from ..runtime.errors import DataError
 
 
@@ -155,6 +157,14 @@ def _files_by_key(folder: Any, what: str) -> dict[tuple[str, str], str]:
     if not found:
         raise DataError(f"Folder {folder} holds no {what}; give a folder that does.")
     return found
+
+
+def open_image(path: Path, way_out: str) -> Image.Image:
+    """One image in RGB, read at once; a `DataError` if it cannot be read, with the way out."""
+    image = read_image({"path": str(path), "bytes": None}, str(path), to_rgb)
+    if isinstance(image, BadImage):
+        raise DataError(f"Image {image} cannot be read; {way_out}.")
+    return image
 
 
 def short_names(names: Sequence[str]) -> list[str]:

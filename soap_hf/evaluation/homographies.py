@@ -5,16 +5,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.folders import PICTURES
-from ..data.image_files import BadImage, read_image
-from ..data.preprocessing import to_rgb
 from ..runtime.errors import DataError
 from .comparison import Comparison
-from .matching import RADII, grids_of, matching_row, right, tokens_of
+from .examples import open_image
+from .matching import RADII, matching_row, right, tokens_of
 from .results import Results, grouped
 from .views import ViewRule, resized_view, true_places
 
@@ -56,14 +54,13 @@ def evaluate_homographies(
         DataError: no scene, a pair without its homography or with a singular one, or an image that cannot be read.
     """
     scenes = read_scenes(folder)
-    model, layer, size = comparison.model, comparison.layer, comparison.preprocess.size
-    grid = grids_of(model, comparison.preprocess, [layer])[layer]
+    grid = comparison.grid
     rows: list[dict[str, Any]] = []
     skipped = 0
     for scene in tqdm(scenes, desc="scenes", disable=not progress):
-        images = [_read(path) for path in scene.paths]
-        views = torch.stack([resized_view(image, size) for image in images])
-        patches = tokens_of(model, comparison.preprocess, views, [layer])[layer]
+        images = [open_image(path, "mend it or remove its scene") for path in scene.paths]
+        views = torch.stack([resized_view(image, comparison.preprocess.size) for image in images])
+        patches = tokens_of(comparison, views)[comparison.layer]
         cleaned = {name: clean(patches) for name, clean in comparison.methods.items()}
         for number, homography in enumerate(scene.homographies, start=1):
             between = _in_shares(homography, images[0].size, images[number].size)
@@ -77,7 +74,7 @@ def evaluate_homographies(
     metrics = [right(radius) for radius in RADII]
     counts = {"images": len(rows), "scenes": len(scenes), "skipped_images": skipped}
     results = comparison.results("matching", rows, metrics, counts=counts, command=command)
-    return grouped(results, "kind", comparison.methods, metrics, ["stuck"])
+    return grouped(results, "kind", metrics, ["stuck"])
 
 
 def read_scenes(folder: Path) -> list[Scene]:
@@ -125,10 +122,3 @@ def _in_shares(homography: Tensor, first: tuple[int, int], second: tuple[int, in
         for width, height in (first, second)
     ]
     return shares[1] @ homography @ torch.linalg.inv(shares[0])
-
-
-def _read(path: Path) -> Image.Image:
-    image = read_image({"path": str(path), "bytes": None}, str(path), to_rgb)
-    if isinstance(image, BadImage):
-        raise DataError(f"Image {image} cannot be read; mend it or remove its scene.")
-    return image

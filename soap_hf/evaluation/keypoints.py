@@ -10,12 +10,11 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 from tqdm.auto import tqdm
 
-from ..data.image_files import BadImage, read_image
-from ..data.preprocessing import to_rgb
 from ..runtime.errors import DataError, first_sentence
 from .comparison import Comparison
-from .matching import grids_of, nearest, tokens_of
-from .results import Results, grouped
+from .examples import open_image
+from .matching import nearest, tokens_of
+from .results import Results, column, grouped
 from .views import patch_centres, resized_view
 
 ALPHAS = (0.1, 0.05)
@@ -77,16 +76,13 @@ def evaluate_keypoints(
         DataError: no pairs, a malformed annotation, or an image that cannot be read.
     """
     pairs = read_pairs(folder, split, num_pairs, seed)
-    model, layer, size = comparison.model, comparison.layer, comparison.preprocess.size
-    grid = grids_of(model, comparison.preprocess, [layer])[layer]
+    grid = comparison.grid
 
     @lru_cache(maxsize=REMEMBERED)
     def opened(path: Path) -> tuple[Tensor, tuple[int, int]]:
-        image = read_image({"path": str(path), "bytes": None}, str(path), to_rgb)
-        if isinstance(image, BadImage):
-            raise DataError(f"Image {image} cannot be read; mend it or remove its pairs.")
-        tokens = tokens_of(model, comparison.preprocess, resized_view(image, size)[None], [layer])[layer][0]
-        return tokens.cpu(), image.size
+        image = open_image(path, "mend it or remove its pairs")
+        views = resized_view(image, comparison.preprocess.size)[None]
+        return tokens_of(comparison, views)[comparison.layer][0].cpu(), image.size
 
     methods = {name: projection.to("cpu") for name, projection in comparison.methods.items()}
     rows: list[dict[str, Any]] = []
@@ -99,8 +95,8 @@ def evaluate_keypoints(
         for name, clean in methods.items():
             answers = places[nearest(clean(points), clean(target))]
             misses = torch.linalg.vector_norm(answers - pair.target_points, dim=1)
-            shares = {alpha: float((misses <= alpha * pair.longer_side).double().mean()) for alpha in ALPHAS}
-            row |= {f"{name}_pck_{alpha:g}": share for alpha, share in shares.items()}
+            for alpha in ALPHAS:
+                row[f"{name}_pck_{alpha:g}"] = float((misses <= alpha * pair.longer_side).double().mean())
         rows.append(row)
     for name in methods:
         for alpha in ALPHAS:
@@ -108,17 +104,14 @@ def evaluate_keypoints(
     metrics = [f"{kind}_{alpha:g}" for kind in ("pck", "point_pck") for alpha in ALPHAS]
     counts = {"images": len(rows), "points": sum(row["points"] for row in rows)}
     results = comparison.results("matching", rows, metrics, counts=counts, command=command, split=split, seed=seed)
-    return grouped(results, "category", methods, [f"pck_{alpha:g}" for alpha in ALPHAS])
+    return grouped(results, "category", [f"pck_{alpha:g}" for alpha in ALPHAS])
 
 
 def at_points(tokens: Tensor, grid: tuple[int, int], points: Tensor, size: tuple[int, int]) -> Tensor:
     """Tokens at points of an image, bilinear between patch centres, `(K, D)` float32.
 
-    Args:
-        tokens (`torch.Tensor` of shape `(rows · columns, D)`): of the image's patches.
-        grid (`(rows, columns)`): of the patches.
-        points (`torch.Tensor` of shape `(K, 2)`): `(x, y)` in pixels, whose centres are whole numbers.
-        size (`(width, height)`): of the image, in pixels.
+    `tokens` `(rows · columns, D)` are of the image's patches, `points` `(K, 2)` are `(x, y)` in pixels, whose centres
+    are whole numbers, and `size` is the image's `(width, height)`.
 
     Example:
         >>> tokens = torch.tensor([[0.0], [1.0]])  # one row of two patches
@@ -128,10 +121,8 @@ def at_points(tokens: Tensor, grid: tuple[int, int], points: Tensor, size: tuple
     """
     maps = tokens.float().T.reshape(1, -1, *grid)
     shares = (points.double() + 0.5) / torch.tensor(size)
-    found = grid_sample(
-        maps, (2 * shares - 1).float()[None, None], mode="bilinear", padding_mode="border", align_corners=False
-    )
-    return found[0, :, 0].T
+    places = (2 * shares - 1).float()[None, None]
+    return grid_sample(maps, places, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0].T
 
 
 def read_pairs(folder: Path, split: str, num_pairs: int | None = None, seed: int = 0) -> list[KeypointPair]:
@@ -159,15 +150,8 @@ def _read_pair(path: Path, folder: Path) -> KeypointPair:
             torch.tensor(found[key], dtype=torch.float64).reshape(-1, 2) for key in ("src_kps", "trg_kps")
         )
         left, top, right, bottom = map(float, found["trg_bndbox"])
-        pair = KeypointPair(
-            path.stem,
-            found["category"],
-            images / found["src_imname"],
-            images / found["trg_imname"],
-            first,
-            second,
-            max(right - left, bottom - top),
-        )
+        paths, side = (images / found["src_imname"], images / found["trg_imname"]), max(right - left, bottom - top)
+        pair = KeypointPair(path.stem, found["category"], *paths, first, second, side)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise DataError(f"{path} is no annotated pair ({first_sentence(error)}); mend or remove it.") from error
     if not len(first) or len(first) != len(second) or not pair.longer_side > 0:
@@ -177,8 +161,8 @@ def _read_pair(path: Path, folder: Path) -> KeypointPair:
 
 def _add_pseudo_values(rows: list[dict[str, Any]], share: str, name: str) -> None:
     """What each pair contributes to the share of all points, so that the mean over pairs is that share."""
-    points = torch.tensor([row["points"] for row in rows], dtype=torch.float64)
-    right = points * torch.tensor([row[share] for row in rows], dtype=torch.float64)
+    points = column(rows, "points")
+    right = points * column(rows, share)
     whole = right.sum() / points.sum()
     for row, value in zip(rows, whole + (right - whole * points) / points.mean(), strict=True):
         row[name] = float(value)

@@ -1,7 +1,7 @@
 """Image classification by weighted k-NN on frozen features: does cleaning help or harm?"""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -83,27 +83,18 @@ def evaluate_knn(
             guesses = weighted_vote(similarities[:, :k], targets[found[:, :k]], len(classes)).argmax(dim=1)
             for row, right in zip(query_rows, (guesses == truth).tolist(), strict=True):
                 row[f"{name}_k{k}"] = int(right)
-    return comparison.results(
-        "knn",
-        query_rows,
-        [f"{feature}_k{k}" for feature in ("cls", "mean", "cls_mean") for k in neighbours],
-        counts={
-            "test_images": len(query_rows),
-            "training_images": len(bank_rows),
-            "classes": len(classes),
-            "bad_images": len(train.bad_images) + len(test.bad_images),
-        },
-        command=command,
-        temperature=TEMPERATURE,
-    )
+    metrics = [f"{feature}_k{k}" for feature in ("cls", "mean", "cls_mean") for k in neighbours]
+    counts = {
+        "test_images": len(query_rows),
+        "training_images": len(bank_rows),
+        "classes": len(classes),
+        "bad_images": len(train.bad_images) + len(test.bad_images),
+    }
+    return comparison.results("knn", query_rows, metrics, counts=counts, command=command, temperature=TEMPERATURE)
 
 
 def refuse_bad_neighbours(neighbours: Sequence[int]) -> None:
-    """Refuses numbers of neighbours that are none.
-
-    Raises:
-        SOAPError: one is below 1, or there is none.
-    """
+    """Refuses, with a `SOAPError`, numbers of neighbours of which one is below 1, or none at all."""
     if not neighbours or min(neighbours) < 1:
         raise SOAPError(f"k must be a whole number of neighbours from 1 upwards, not {list(neighbours)}.")
 
@@ -111,13 +102,8 @@ def refuse_bad_neighbours(neighbours: Sequence[int]) -> None:
 def nearest(queries: Tensor, bank: Tensor, k: int, *, block: int = BLOCK) -> tuple[Tensor, Tensor]:
     """Exact search for the `k` vectors of largest cosine; no product is larger than `block` x `block`.
 
-    Args:
-        queries (`torch.Tensor` of shape `(Q, D)`), bank (`torch.Tensor` of shape `(N, D)`): vectors of length 1.
-        k (`int`): number of neighbours.
-        block (`int`, defaults to 4096): queries, and rows of the bank, in one product.
-
-    Returns:
-        Cosines and rows of the bank, both `(Q, k)`, by decreasing cosine.
+    `queries` `(Q, D)` and `bank` `(N, D)` hold vectors of length 1. Gives cosines and rows of the bank, both `(Q, k)`,
+    by decreasing cosine.
 
     Raises:
         DataError: the bank has fewer than `k` vectors.
@@ -129,32 +115,22 @@ def nearest(queries: Tensor, bank: Tensor, k: int, *, block: int = BLOCK) -> tup
     """
     if len(bank) < k:
         raise DataError(f"A search for {k} neighbours needs as many vectors, but there are {len(bank)}.")
-    found = [_nearest_in_blocks(part, bank.split(block), k) for part in queries.split(block)]
+    found = []
+    for part in queries.split(block):
+        best, rows = part.new_empty(len(part), 0), part.new_empty(len(part), 0, dtype=torch.int64)
+        for start in range(0, len(bank), block):
+            cosines, places = (part @ bank[start : start + block].T).topk(min(k, len(bank) - start, block))
+            best, rows = torch.cat((best, cosines), dim=1), torch.cat((rows, places + start), dim=1)
+            best, order = best.topk(min(k, best.shape[1]))
+            rows = rows.gather(1, order)
+        found.append((best, rows))
     return torch.cat([cosines for cosines, _ in found]), torch.cat([rows for _, rows in found])
-
-
-def _nearest_in_blocks(queries: Tensor, blocks: Sequence[Tensor], k: int) -> tuple[Tensor, Tensor]:
-    best, rows = queries.new_empty(len(queries), 0), queries.new_empty(len(queries), 0, dtype=torch.int64)
-    start = 0
-    for block in blocks:
-        cosines, places = (queries @ block.T).topk(min(k, len(block)))
-        best, rows = torch.cat((best, cosines), dim=1), torch.cat((rows, places + start), dim=1)
-        best, order = best.topk(min(k, best.shape[1]))
-        rows = rows.gather(1, order)
-        start += len(block)
-    return best, rows
 
 
 def weighted_vote(similarities: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Share of the votes that each class gets from the neighbours, whose votes weigh `exp(similarity / 0.07)`.
 
-    Args:
-        similarities (`torch.Tensor` of shape `(Q, k)`): cosines of the neighbours.
-        labels (`torch.Tensor` of shape `(Q, k)`, int64): their classes.
-        num_classes (`int`): number `C` of classes.
-
-    Returns:
-        `torch.Tensor` of shape `(Q, C)`.
+    `similarities` `(Q, k)` are the neighbours' cosines, `labels` `(Q, k)` int64 their classes; shares are `(Q, C)`.
     """
     weights = torch.softmax(similarities / TEMPERATURE, dim=1)
     return weights.new_zeros(len(weights), num_classes).scatter_add_(1, labels, weights)
@@ -176,7 +152,7 @@ def _classes(train: Examples, test: Examples, k: int) -> dict[str, int]:
 def _features(
     comparison: Comparison, examples: Examples, batch_size: int, phase: str, progress: bool
 ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-    """The images, one row per image, and their features `(N, ·)` by `<method>_<feature>`."""
+    """The images, one row per image, and their features of length 1, `(N, ·)`, by `<method>_<feature>`."""
     names: list[str] = []
     labels: list[str] = []
     means, cls = [], []
@@ -187,16 +163,11 @@ def _features(
         if raw.cls is not None:
             cls.append(raw.cls)
     rows = [{"image": name, "label": label} for name, label in zip(short_names(names), labels, strict=True)]
-    return rows, dict(_kinds(comparison, torch.cat(means), torch.cat(cls) if cls else None))
-
-
-def _kinds(comparison: Comparison, mean: Tensor, cls: Tensor | None) -> Iterator[tuple[str, Tensor]]:
-    """Features of length 1."""
-    cls = None if cls is None else normalize(cls, dim=-1)
-    if cls is not None:
-        yield "raw_cls", cls
+    mean = torch.cat(means)
+    features = {"raw_cls": normalize(torch.cat(cls), dim=-1)} if cls else {}
     for name, projection in comparison.methods.items():
         clean = normalize(projection(mean), dim=-1)  # the mean of clean tokens: a projection is linear
-        yield f"{name}_mean", clean
-        if cls is not None:
-            yield f"{name}_cls_mean", normalize(torch.cat((cls, clean), dim=-1), dim=-1)
+        features[f"{name}_mean"] = clean
+        if cls:
+            features[f"{name}_cls_mean"] = normalize(torch.cat((features["raw_cls"], clean), dim=-1), dim=-1)
+    return rows, features

@@ -1,7 +1,8 @@
 """Matching between views: does a patch find the same thing in another view of its photograph, or the same place?"""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,12 +14,9 @@ from transformers.utils import logging
 
 from ..data.data_sets import open_dataset
 from ..data.image_sample import Example
-from ..data.preprocessing import ImagePreprocessor
-from ..heads.model import SOAPModelWrapper
 from ..heads.running import read_raw_tokens
 from ..layout.probing import evaluation_mode
-from ..runtime.errors import DataError, LayoutError
-from ..runtime.projection import SOAPProjection
+from ..runtime.errors import DataError
 from .comparison import Comparison
 from .examples import Examples, short_names
 from .results import Interval, Results
@@ -35,7 +33,6 @@ FEW_IMAGES = 8
 HEADLINE = "right_1"
 """The metric that a strength is chosen by."""
 
-Methods = Mapping[str, SOAPProjection]
 Row = dict[str, Any]
 
 
@@ -88,37 +85,25 @@ def evaluate_matching(
         ['image', 'raw_right_0.5', 'raw_right_1', 'raw_right_2', 'raw_stuck']
     """
     examples, rule = as_examples(images), rule or ViewRule()
-    methods = {comparison.layer: comparison.methods}
-    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
-    found = match_views(comparison.model, comparison.preprocess, methods, examples, rule=rule, radii=radii, **options)
-    rows = found.rows[comparison.layer]
-    counts = {"images": len(rows), "skipped_images": len(found.skipped), "bad_images": len(examples.bad_images)}
-    results = comparison.results(
-        "matching",
-        rows,
-        (*map(right, radii), "stuck"),
-        counts=counts,
-        command=command,
-        **rule.settings(),
-        seed=seed,
-    )
-    if len(rows) < FEW_IMAGES:
-        gains = {name: own[right(radii[0])] for name, own in results.summary["differences"].items()}
-        warn_of_few(len(rows), gains)
+    options: dict[str, Any] = {"rule": rule, "batch_size": batch_size, "seed": seed, "progress": progress}
+    (rows,), skipped = match_views([comparison], examples, radii=radii, **options)
+    counts = {"images": len(rows), "skipped_images": len(skipped), "bad_images": len(examples.bad_images)}
+    metrics = (*map(right, radii), "stuck")
+    settings = {**asdict(rule), "seed": seed}
+    results = comparison.results("matching", rows, metrics, counts=counts, command=command, **settings)
+    warn_if_few(len(rows), {name: own[right(radii[0])] for name, own in results.summary["differences"].items()})
     return results
 
 
 class MatchedViews(NamedTuple):
-    """What matching found: rows by layer, one per photograph, and which photographs gave no two views, and why."""
+    """What matching found: rows of each comparison, one per photograph, and which gave no two views, and why."""
 
-    rows: dict[int, list[Row]]
+    rows: list[list[Row]]
     skipped: list[str]
 
 
 def match_views(
-    model: SOAPModelWrapper,
-    preprocess: ImagePreprocessor,
-    methods: Mapping[int, Methods],
+    comparisons: Sequence[Comparison],
     images: Examples,
     *,
     rule: ViewRule,
@@ -130,9 +115,7 @@ def match_views(
     """Matches the views of each photograph by all methods of some layers, from one forward pass.
 
     Args:
-        model ([`SOAPModelWrapper`]): the head and its backbone.
-        preprocess ([`ImagePreprocessor`]): its size and colours are the views'.
-        methods (`dict[int, dict[str, SOAPProjection]]`): by layer and name.
+        comparisons (list of [`Comparison`]): a layer each, of one head; views have the size and colours of its images.
         images ([`Examples`]): photographs.
         rule, radii, batch_size, seed, progress: as in `evaluate_matching`. The views are drawn for the layer that has
             the most patches.
@@ -141,9 +124,10 @@ def match_views(
         DataError: no photograph gives two views.
         LayoutError: the patches have no rows and columns.
     """
-    grids = grids_of(model, preprocess, methods)
-    prepare = partial(_views_of, rule=rule, size=preprocess.size, grid=max(grids.values(), key=math.prod), seed=seed)
-    rows: dict[int, list[Row]] = {layer: [] for layer in methods}
+    grids = [comparison.grid for comparison in comparisons]
+    size, finest = comparisons[0].preprocess.size, max(grids, key=math.prod)
+    prepare = partial(_views_of, rule=rule, size=size, grid=finest, seed=seed)
+    rows: list[list[Row]] = [[] for _ in comparisons]
     names, skipped = [], []
     for batch in images.batches(prepare, max(1, batch_size // 2), phase="views", progress=progress):
         drawn = list(zip(batch.names, batch.values, strict=True))
@@ -151,26 +135,20 @@ def match_views(
         usable = [(name, pair) for name, pair in drawn if isinstance(pair, ViewPair)]
         if usable:
             names += [name for name, _ in usable]
-            pairs = [pair for _, pair in usable]
-            views = torch.cat([pair.views for pair in pairs])  # first, second, first, …
-            for layer, patches in tokens_of(model, preprocess, views, list(methods)).items():
-                cleaned = {name: clean(patches) for name, clean in methods[layer].items()}
-                for number, pair in enumerate(pairs):
+            tokens = tokens_of(comparisons[0], torch.cat([pair.views for _, pair in usable]))  # first, second, first …
+            for comparison, grid, own_rows in zip(comparisons, grids, rows, strict=True):
+                cleaned = {name: clean(tokens[comparison.layer]) for name, clean in comparison.methods.items()}
+                for number, (_, pair) in enumerate(usable):
                     both = {name: (own[2 * number], own[2 * number + 1]) for name, own in cleaned.items()}
-                    rows[layer].append(matching_row(both, pair.homography, grids[layer], rule.least_move, radii))
+                    own_rows.append(matching_row(both, pair.homography, grid, rule.least_move, radii))
     if skipped:
         some = "; ".join(skipped[:3]) + ("; …" if len(skipped) > 3 else "")
         logger.warning(f"{len(skipped)} of {len(names) + len(skipped)} photographs give no two views: {some}.")
     if not names:
         raise DataError("No photograph gives two views to match; give larger ones, or choose a smaller image_size.")
     shown = short_names(names)
-    return MatchedViews(
-        {
-            layer: [{"image": name, **row} for name, row in zip(shown, of_layer, strict=True)]
-            for layer, of_layer in rows.items()
-        },
-        skipped,
-    )
+    named = [[{"image": name, **row} for name, row in zip(shown, own, strict=True)] for own in rows]
+    return MatchedViews(named, skipped)
 
 
 def matching_row(
@@ -182,11 +160,8 @@ def matching_row(
 ) -> Row:
     """What each method gets right between two views, `<method>_right_<radius>` and `<method>_stuck`.
 
-    Args:
-        tokens (`dict[str, tuple[Tensor, Tensor]]`): by method, the patch tokens of both views, `(rows · columns, D)`.
-        homography (`torch.Tensor` of shape `(3, 3)`): as in [`ViewPair`].
-        grid (`(rows, columns)`): patches of each view.
-        least_move, radii: as in `evaluate_matching`; `stuck` is NaN if no patch moved that far.
+    `tokens` are by method the patch tokens of both views, `(rows · columns, D)`; the homography is as in [`ViewPair`],
+    `least_move` and `radii` as in `evaluate_matching`. `stuck` is NaN if no patch moved that far.
 
     Example:
         >>> shifted = torch.tensor([[1.0, 0.0, 0.5], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]).double()  # right by 2 of 4
@@ -224,12 +199,12 @@ def as_examples(images: Any) -> Examples:
     return images if isinstance(images, Examples) else Examples(open_dataset(images))
 
 
-def warn_of_few(images: int, gains: Mapping[str, Interval]) -> None:
-    """Warns that so few photographs tell little, with the intervals."""
-    said = "; ".join(
-        f"{name} {gain.mean:+.2f}, 95 % {gain.low:+.2f} to {gain.high:+.2f}" for name, gain in gains.items()
-    )
-    logger.warning(f"Only {images} photographs give two views, which says little ({said}); use {FEW_IMAGES} or more.")
+def warn_if_few(images: int, gains: Mapping[str, Interval]) -> None:
+    """Warns that few photographs tell little, with the intervals."""
+    if images < FEW_IMAGES:
+        told = [f"{name} {gain.mean:+.2f}, 95 % {gain.low:+.2f} to {gain.high:+.2f}" for name, gain in gains.items()]
+        what = f"Only {images} photographs give two views, which says little ({'; '.join(told)})"
+        logger.warning(f"{what}; use {FEW_IMAGES} or more.")
 
 
 def _views_of(
@@ -239,37 +214,13 @@ def _views_of(
 
 
 @torch.no_grad()
-def tokens_of(
-    model: SOAPModelWrapper, preprocess: ImagePreprocessor, views: Tensor, layers: Sequence[int]
-) -> dict[int, Tensor]:
+def tokens_of(comparison: Comparison, views: Tensor) -> dict[int, Tensor]:
     """Raw patch tokens of views by layer, `(B, rows · columns, D)` float32; of clips, means over their frames.
 
-    Args:
-        views (`torch.Tensor` of shape `(B, 3, H, W)`, uint8): RGB, in the size of the head's images.
+    Views are RGB, `(B, 3, H, W)` uint8, in the size of the head's images.
     """
-    pixels = preprocess.normalize(views.to(model.device, torch.float32) / 255)
-    with evaluation_mode(model):
-        read = read_raw_tokens(model, pixels, "these views")
-    found = {}
-    for layer in layers:
-        patches = read[layer].patches.float()
-        patches = patches.mean(dim=1) if patches.ndim == 5 else patches
-        found[layer] = patches.flatten(1, -2)
-    return found
-
-
-def grids_of(
-    model: SOAPModelWrapper, preprocess: ImagePreprocessor, layers: Iterable[int]
-) -> dict[int, tuple[int, int]]:
-    """Rows and columns of the patches of each layer, for images of the head's size.
-
-    Raises:
-        LayoutError: there are no rows and columns.
-    """
-    with torch.no_grad(), evaluation_mode(model):
-        read = read_raw_tokens(model, torch.zeros(1, 3, *preprocess.size), "an empty image")
-    shapes = {layer: tuple(read[layer].patches.shape[1:-1])[-2:] for layer in layers}
-    for layer, shape in shapes.items():
-        if len(shape) != 2 or read[layer].patches.ndim not in (4, 5):
-            raise LayoutError(f"The patches of layer {layer} have no rows and columns, which matching needs.")
-    return {layer: (shape[0], shape[1]) for layer, shape in shapes.items()}
+    pixels = comparison.preprocess.normalize(views.to(comparison.model.device, torch.float32) / 255)
+    with evaluation_mode(comparison.model):
+        read = read_raw_tokens(comparison.model, pixels, "these views")
+    found = {layer: of_layer.patches.float() for layer, of_layer in read.items()}
+    return {layer: (own.mean(dim=1) if own.ndim == 5 else own).flatten(1, -2) for layer, own in found.items()}

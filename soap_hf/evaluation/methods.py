@@ -84,10 +84,6 @@ def layer_statistics(model: SOAPModelWrapper, layer: int) -> SOAPStatistics:
     return statistics if isinstance(statistics, SOAPStatistics) else statistics[layer]
 
 
-def _soap(model: SOAPModelWrapper, layer: int, rank: int, preprocess: ImagePreprocessor) -> SOAPProjection:
-    return own_projection(model, layer)
-
-
 @torch.no_grad()
 def _zero_image(model: SOAPModelWrapper, layer: int, rank: int, preprocess: ImagePreprocessor) -> SOAPProjection:
     pixels = preprocess.normalize(torch.zeros(1, 3, *preprocess.size)).to(model.device, model.dtype)
@@ -111,7 +107,7 @@ def _top_pc(model: SOAPModelWrapper, layer: int, rank: int, preprocess: ImagePre
 
 
 METHODS: dict[str, Callable[[SOAPModelWrapper, int, int, ImagePreprocessor], SOAPProjection]] = {
-    "soap": _soap,
+    "soap": lambda model, layer, rank, preprocess: own_projection(model, layer),
     "zero-image": _zero_image,
     "top-pc": _top_pc,
 }

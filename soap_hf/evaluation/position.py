@@ -67,14 +67,9 @@ def evaluate_position(
         shares, r2 = position_shares(tokens, raw), position_probe(tokens, raw, ridge=ridge)
         for row, share, (row_r2, column_r2) in zip(rows, shares.tolist(), r2.tolist(), strict=True):
             row |= {f"{name}_share": share, f"{name}_row_r2": row_r2, f"{name}_column_r2": column_r2}
-    return comparison.results(
-        "position",
-        rows,
-        ("share", "row_r2", "column_r2"),
-        counts={"images": len(rows), "positions": raw[0, ..., 0].numel(), "bad_images": len(images.bad_images)},
-        command=command,
-        ridge=ridge,
-    )
+    metrics = ("share", "row_r2", "column_r2")
+    counts = {"images": len(rows), "positions": raw[0, ..., 0].numel(), "bad_images": len(images.bad_images)}
+    return comparison.results("position", rows, metrics, counts=counts, command=command, ridge=ridge)
 
 
 def position_variance_share(tokens: Tensor, raw: Tensor | None = None) -> float:
@@ -151,7 +146,8 @@ def position_probe(tokens: Tensor, raw: Tensor, *, ridge: float = RIDGE) -> Tens
         raise SOAPError(
             f"A probe of position needs 2 images and a grid of 2 x 2 patches or more, not {tuple(raw.shape[:-1])}."
         )
-    places = _places(tuple(raw.shape[1:-1]))
+    axes = [torch.arange(length, dtype=torch.float64) - (length - 1) / 2 for length in raw.shape[1:-1]]
+    places = torch.stack(torch.meshgrid(*axes, indexing="ij")[-2:], dim=-1).flatten(0, -2)  # (positions, 2), centred
     rows, raw_rows = tokens.detach().flatten(1, -2), raw.detach().flatten(1, -2)
     r2 = torch.empty(len(rows), 2, dtype=torch.float64)
     for held_out in (0, 1):
@@ -168,12 +164,6 @@ def position_probe(tokens: Tensor, raw: Tensor, *, ridge: float = RIDGE) -> Tens
 def _refuse_bad_ridge(ridge: float) -> None:
     if not ridge > 0:
         raise SOAPError(f"The ridge of a probe must be positive, not {ridge}.")
-
-
-def _places(grid: tuple[int, ...]) -> Tensor:
-    """Row and column of each position, centred, `(positions, 2)` float64."""
-    axes = [torch.arange(length, dtype=torch.float64) - (length - 1) / 2 for length in grid]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij")[-2:], dim=-1).flatten(0, -2)
 
 
 def _by_position(rows: Tensor) -> Tensor:

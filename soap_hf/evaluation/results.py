@@ -64,6 +64,11 @@ def paired_difference(
     return interval(float(differences.mean()), torch.cat(means))
 
 
+def column(rows: Sequence[dict[str, Any]], name: str) -> Tensor:
+    """One value of each row, `(N,)` float64."""
+    return torch.tensor([row[name] for row in rows], dtype=torch.float64)
+
+
 def resamples(images: int, repeats: int = 10_000, seed: int = 0) -> Iterator[Tensor]:
     """How often each image is drawn in each resample of a bootstrap, in blocks of shape `(repeats, images)` float64.
 
@@ -97,36 +102,27 @@ def summary(
 ) -> dict[str, Any]:
     """What `summary.json` holds, from the rows of the images.
 
-    Args:
-        rows (sequence of `dict`): one an image, with a value `f"{method}_{metric}"` for each method and metric.
-        methods (iterable of `str`): `"raw"` and those measured against it.
-        metrics (iterable of `str`): a metric that an method's rows do not have is left out for that method.
-        counts (`dict[str, int]`): images, classes and the like.
-        settings (`dict`): what the numbers depend on.
-        command (`str`, *optional*): the command line that makes them again.
+    A row has a value `f"{method}_{metric}"` for each metric and each of the methods, `"raw"` and those measured
+    against it; a metric that a method's rows do not have is left out for that method. `counts` are of images, classes
+    and the like, `settings` what the numbers depend on, `command` the command line that makes them again.
 
     Returns:
         `means[method][metric]` and, for every method but `"raw"`, `differences[method][metric]`, an [`Interval`] of
         the method minus raw; `counts`, `settings`, `command` and `versions`.
     """
-    metrics = list(metrics)
-    values = {
-        method: {
-            metric: torch.tensor([row[f"{method}_{metric}"] for row in rows], dtype=torch.float64)
-            for metric in metrics
-            if rows and f"{method}_{metric}" in rows[0]
-        }
-        for method in methods
-    }
+    metrics, known = list(metrics), rows[0] if rows else {}
+    values, means, differences = {}, {}, {}
+    for method in methods:
+        own = [metric for metric in metrics if f"{method}_{metric}" in known]
+        values[method] = {metric: column(rows, f"{method}_{metric}") for metric in own}
+        means[method] = {metric: float(one.mean()) for metric, one in values[method].items()}
+        if method != RAW:
+            differences[method] = {
+                metric: paired_difference(values[RAW][metric], one) for metric, one in values[method].items()
+            }
     return {
-        "means": {
-            method: {metric: float(one.mean()) for metric, one in own.items()} for method, own in values.items()
-        },
-        "differences": {
-            method: {metric: paired_difference(values[RAW][metric], one) for metric, one in own.items()}
-            for method, own in values.items()
-            if method != RAW
-        },
+        "means": means,
+        "differences": differences,
         "counts": counts,
         "settings": settings,
         "command": command,
@@ -134,23 +130,18 @@ def summary(
     }
 
 
-def grouped(
-    results: Results, key: str, methods: Iterable[str], metrics: Iterable[str], optional: Iterable[str] = ()
-) -> Results:
+def grouped(results: Results, key: str, metrics: Iterable[str], optional: Iterable[str] = ()) -> Results:
     """The results with a summary of each group of rows, in `summary["groups"]`; a group of one row has none.
 
-    Args:
-        results ([`Results`]): of all rows.
-        key (`str`): the column by which rows are grouped.
-        methods, metrics: as in `summary`.
-        optional (iterable of `str`): metrics that a group has if all its rows do.
+    Rows are grouped by the column `key`. A group has all of `metrics`, and those of `optional` that all its rows have.
     """
-    methods, groups = list(methods), {}
+    groups = {}
     for name in sorted({row[key] for row in results.rows}):
         rows = [row for row in results.rows if row[key] == name]
         if len(rows) > 1:
             whole = [metric for metric in optional if all(row[f"{RAW}_{metric}"] is not None for row in rows)]
-            found = summary(rows, methods, [*metrics, *whole], counts={"images": len(rows)}, settings={})
+            counts = {"images": len(rows)}
+            found = summary(rows, results.summary["means"], [*metrics, *whole], counts=counts, settings={})
             groups[name] = {part: found[part] for part in ("means", "differences", "counts")}
     results.summary["groups"] = groups
     return results
@@ -175,11 +166,7 @@ def results_table(found: dict[str, Any], title: str) -> Table:
 def write_results(output: Path, name: str, rows: Sequence[dict[str, Any]], found: dict[str, Any]) -> None:
     """Writes `<name>.csv`, one row per image, and `summary.json`, both or neither.
 
-    Args:
-        output (`Path`): a folder; `check_output_folder` refuses one that holds other things, before the work.
-        name (`str`): the evaluation's.
-        rows (sequence of `dict`): one an image, all with the same keys.
-        found (`dict`): what `summary` gives.
+    Rows all have the same keys; `found` is what `summary` gives.
 
     Raises:
         OutputError: the folder cannot be written.

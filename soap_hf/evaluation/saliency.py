@@ -1,6 +1,5 @@
 """Saliency without training: TokenCut on raw and on clean patch tokens, against masks drawn by people."""
 
-from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,6 +27,13 @@ METRICS = (
 """In the order of their columns."""
 
 
+REASONS = {
+    "empty_masks": "have an empty mask (no level above 127)",
+    "shrunk_images": f"have more than {MAX_PATCHES} patches and were shrunk for the backbone",
+}
+"""What may surprise of an image, by the summary's counts of it; anything else is that nothing was divided."""
+
+
 class Pair(NamedTuple):
     """An image `(H, W, 3)` uint8, the same for the backbone `(3, h, w)` uint8, and its object `(H, W)` bool."""
 
@@ -35,18 +41,6 @@ class Pair(NamedTuple):
     rgb: Tensor
     shrunk: bool
     truth: np.ndarray
-
-
-class Measured(NamedTuple):
-    """What the methods make of one image.
-
-    Attributes:
-        values (`dict[tuple[str, str], float | np.ndarray]`): by metric and method; of `max_f` one value per threshold.
-        noted (`list[str]`): what may surprise, by the names of the summary's counts.
-    """
-
-    values: dict[tuple[str, str], float | np.ndarray]
-    noted: list[str]
 
 
 def evaluate_saliency(
@@ -90,31 +84,34 @@ def evaluate_saliency(
     """
     offset = layer_statistics(comparison.model, comparison.layer).mean if centred else None
     prepare = partial(_pair, stride=patch_stride(comparison), image_size=image_size)
-    names, measured = [], []
+    names: list[str] = []
+    measured: list[dict[str, float | np.ndarray]] = []
+    noted: list[list[str]] = []
     for batch in examples.batches(prepare, progress=progress):
-        names += batch.names
-        measured += [_measure(comparison, pair, bilateral, offset) for pair in batch.values]
+        for name, pair in zip(batch.names, batch.values, strict=True):
+            names.append(name)
+            noted.append(["empty_masks"] * (not pair.truth.any()) + ["shrunk_images"] * pair.shrunk)
+            measured.append(_measure(comparison, pair, bilateral, offset, noted[-1]))
     names = short_names(names)
-    noted = {
-        kind: [name for name, one in zip(names, measured, strict=True) if kind in one.noted]
-        for kind in ("empty_masks", "shrunk_images", *(f"undivided_{method}" for method in comparison.methods))
-    }
-    _say(noted)
-    rows = _rows(names, measured, comparison.methods)
-    return comparison.results(
-        "saliency",
-        rows,
-        METRICS,
-        counts={
-            "images": len(rows),
-            "bad_images": len(examples.bad_images),
-            **{kind: len(which) for kind, which in noted.items()},
-        },
-        command=command,
-        image_size="own" if image_size is None else list(image_size),
-        bilateral=bilateral,
-        centred=centred,
-    )
+    counts = {"images": len(names), "bad_images": len(examples.bad_images)}
+    for kind in ("empty_masks", "shrunk_images", *(f"undivided_{method}" for method in comparison.methods)):
+        which = [name for name, own in zip(names, noted, strict=True) if kind in own]
+        counts[kind] = len(which)
+        if which:
+            undivided = f"leave nothing to divide ({kind}), so that the mask found is empty (centred may help)"
+            some = ", ".join(which[:5]) + (" …" if len(which) > 5 else "")
+            logger.warning(f"{len(which)} images {REASONS.get(kind, undivided)}: {some}.")
+    rows: list[dict[str, Any]] = [{"image": name} for name in names]
+    for column in (f"{method}_{metric}" for metric in METRICS for method in comparison.methods):
+        if column in measured[0]:
+            values = np.array([own[column] for own in measured])
+            if values.ndim == 2:  # curves: their values at the threshold which is best for their mean
+                values = values[:, values.mean(axis=0).argmax()]
+            for row, value in zip(rows, values.tolist(), strict=True):
+                row[column] = value
+    size = "own" if image_size is None else list(image_size)
+    settings = {"image_size": size, "bilateral": bilateral, "centred": centred}
+    return comparison.results("saliency", rows, METRICS, counts=counts, command=command, **settings)
 
 
 def object_in_mask(mask: Image.Image) -> np.ndarray:
@@ -138,9 +135,11 @@ def _pair(example: Example, stride: int, image_size: tuple[int, int] | None) -> 
     return Pair(np.array(example.image), rgb, shrunk, object_in_mask(example.mask))
 
 
-def _measure(comparison: Comparison, pair: Pair, bilateral: bool, offset: Tensor | None) -> Measured:
-    values: dict[tuple[str, str], float | np.ndarray] = {}
-    noted = ["empty_masks"] * (not pair.truth.any()) + ["shrunk_images"] * pair.shrunk
+def _measure(
+    comparison: Comparison, pair: Pair, bilateral: bool, offset: Tensor | None, noted: list[str]
+) -> dict[str, float | np.ndarray]:
+    """Every `<method>_<metric>` of one image, of `max_f` one value per threshold; notes what was not divided."""
+    found: dict[str, float | np.ndarray] = {}
     raw = raw_grid(comparison, pair.rgb)
     if offset is not None:
         raw = raw - offset.to(raw)
@@ -150,58 +149,17 @@ def _measure(comparison: Comparison, pair: Pair, bilateral: bool, offset: Tensor
         if mask is None:
             noted.append(f"undivided_{method}")
             mask = np.zeros(pair.truth.shape, bool)
-        found = _measures(mask, mask.astype(np.float64), pair.truth)
+        maps = {"": (mask, mask.astype(np.float64))}
         if grid is not None:
             refined = grid.refine(mask).clip(0, 1)
-            after = _measures(refined > 0.5, refined, pair.truth)
-            found |= {f"{metric}_bilateral": value for metric, value in after.items()}
-            found["iou_bilateral_largest"] = iou(largest_region(refined > 0.5), pair.truth)
-        values |= {(metric, method): value for metric, value in found.items()}
-    return Measured(values, noted)
-
-
-def _measures(mask: np.ndarray, saliency: np.ndarray, truth: np.ndarray) -> dict[str, float | np.ndarray]:
-    return {
-        "iou": iou(mask, truth),
-        "max_f": f_measures(saliency, truth),
-        "accuracy": accuracy(mask, truth),
-        "s_measure": s_measure(saliency, truth),
-        "e_measure": e_measure(mask, truth),
-    }
-
-
-def _rows(names: Sequence[str], measured: Sequence[Measured], methods: Iterable[str]) -> list[dict[str, Any]]:
-    """One row per image, with the methods side by side."""
-    columns = {
-        f"{method}_{metric}": _column([one.values[metric, method] for one in measured])
-        for metric in METRICS
-        for method in methods
-        if (metric, method) in measured[0].values
-    }
-    return [
-        {"image": name, **{column: values[number] for column, values in columns.items()}}
-        for number, name in enumerate(names)
-    ]
-
-
-def _column(values: Sequence[float | np.ndarray]) -> list[float]:
-    """One value per image; of curves that at the threshold which is best for their mean."""
-    stacked = np.array(values)
-    if stacked.ndim == 2:
-        stacked = stacked[:, stacked.mean(axis=0).argmax()]
-    return stacked.tolist()
-
-
-def _say(noted: dict[str, list[str]]) -> None:
-    """Warns of images that were treated in a way that may surprise; names the first."""
-    reasons = {
-        "empty_masks": "have an empty mask (no level above 127)",
-        "shrunk_images": f"have more than {MAX_PATCHES} patches and were shrunk for the backbone",
-    }
-    for kind, which in noted.items():
-        if which:
-            reason = reasons.get(
-                kind, f"leave nothing to divide ({kind}), so that the mask found is empty (centred may help)"
-            )
-            names = ", ".join(which[:5]) + (" …" if len(which) > 5 else "")
-            logger.warning(f"{len(which)} images {reason}: {names}.")
+            maps["_bilateral"] = refined > 0.5, refined
+            found[f"{method}_iou_bilateral_largest"] = iou(largest_region(refined > 0.5), pair.truth)
+        for suffix, (own, saliency) in maps.items():
+            found |= {
+                f"{method}_iou{suffix}": iou(own, pair.truth),
+                f"{method}_max_f{suffix}": f_measures(saliency, pair.truth),
+                f"{method}_accuracy{suffix}": accuracy(own, pair.truth),
+                f"{method}_s_measure{suffix}": s_measure(saliency, pair.truth),
+                f"{method}_e_measure{suffix}": e_measure(own, pair.truth),
+            }
+    return found

@@ -51,9 +51,7 @@ def resized(image: Image.Image, size: tuple[int, int]) -> Tensor:
 def raw_grid(comparison: Comparison, rgb: Tensor) -> Tensor:
     """Raw patch tokens of one image on rows and columns, `(rows, columns, D)`; of a clip, means over its frames.
 
-    Args:
-        comparison ([`Comparison`]): the head; its image processor's mean and std apply, but not its resize and crop.
-        rgb (`torch.Tensor` of shape `(3, H, W)`, uint8): the image.
+    The image is `(3, H, W)` uint8. The mean and std of the head's image processor apply, but not its resize and crop.
 
     Raises:
         BackboneError: the backbone cannot take this size.

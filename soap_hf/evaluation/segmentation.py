@@ -1,6 +1,6 @@
 """Semantic segmentation by k-NN of patches: each patch of a test image takes the class of labelled patches like it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -10,13 +10,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..data.image_sample import Batch, Example
+from ..data.image_sample import Example
 from ..runtime.errors import DataError, LayoutError
 from .comparison import Comparison
 from .examples import Examples, short_names
 from .knn import nearest, refuse_bad_neighbours, weighted_vote
 from .methods import RAW
 from .results import Results, interval, resamples
+from .views import resized_view
 
 IGNORE_LABEL = 255
 """Pixels of this class count nowhere."""
@@ -65,33 +66,71 @@ def evaluate_segmentation(
     refuse_bad_neighbours(neighbours)
     if not (train.has_masks and test.has_masks):
         raise DataError("Segmentation needs images with masks, but these have no masks; name their mask_column.")
-    arguments: dict[str, Any] = {"ignore_label": ignore_label, "batch_size": batch_size, "progress": progress}
-    patches = _LabelledPatches(comparison, train, **arguments)
-    names, overlaps = _overlaps(patches, test, neighbours, **arguments)
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+    classes, targets, banks = _labelled_patches(comparison, train, ignore_label, **options)
+    names: list[str] = []
+    overlaps: dict[tuple[str, int], list[Overlap]] = {(method, k): [] for method in banks for k in neighbours}
+    for image_names, raw, truth in _read(comparison, test, phase="test images", **options):
+        places = patch_of_pixel((truth.shape[1], truth.shape[2]), (raw.shape[1], raw.shape[2]))
+        counted = truth != ignore_label
+        labelled = counted.flatten(1).any(dim=1).nonzero().flatten().tolist()
+        names += [image_names[number] for number in labelled]
+        for method, projection in comparison.methods.items():
+            queries = normalize(projection(raw).flatten(0, 2), dim=-1)
+            cosines, found = (part.cpu() for part in nearest(queries, banks[method], max(neighbours)))
+            for k in neighbours:
+                votes = weighted_vote(cosines[:, :k], targets[found[:, :k]], len(classes))
+                guesses = classes[votes.argmax(dim=1)].view(len(raw), -1)
+                overlaps[method, k] += [
+                    Overlap.of(truth[number][counted[number]], guesses[number][places][counted[number]])
+                    for number in labelled
+                ]
     if len(names) < 2:
         raise DataError(f"An evaluation needs at least 2 test images with labelled pixels, but found {len(names)}.")
     rows: list[dict[str, Any]] = [{"image": name} for name in short_names(names)]
     for (method, k), of_images in overlaps.items():
         for row, overlap in zip(rows, of_images, strict=True):
             row |= {f"{method}_accuracy_k{k}": overlap.accuracy(), f"{method}_image_miou_k{k}": overlap.mean_iou()}
-    found = comparison.results(
-        "segmentation",
-        rows,
-        [f"{metric}_k{k}" for metric in ("accuracy", "image_miou") for k in neighbours],
-        counts={
-            "test_images": len(rows),
-            "unlabelled_test_images": len(test) - len(test.bad_images) - len(rows),
-            "training_images": len(train) - len(train.bad_images),
-            "training_patches": len(patches.targets),
-            "classes": len(patches.classes),
-            "bad_images": len(train.bad_images) + len(test.bad_images),
-        },
-        command=command,
-        ignore_label=ignore_label,
-    )
+    metrics = [f"{metric}_k{k}" for metric in ("accuracy", "image_miou") for k in neighbours]
+    counts = {
+        "test_images": len(rows),
+        "unlabelled_test_images": len(test) - len(test.bad_images) - len(rows),
+        "training_images": len(train) - len(train.bad_images),
+        "training_patches": len(targets),
+        "classes": len(classes),
+        "bad_images": len(train.bad_images) + len(test.bad_images),
+    }
+    settings: dict[str, Any] = {"command": command, "ignore_label": ignore_label}
+    results = comparison.results("segmentation", rows, metrics, counts=counts, **settings)
     for k in neighbours:
-        _add_mean_iou(found.summary, {method: overlaps[method, k] for method in comparison.methods}, f"miou_k{k}")
-    return found
+        whole = {method: mean_iou_resamples(overlaps[method, k]) for method in comparison.methods}
+        for method, (value, resampled) in whole.items():
+            results.summary["means"][method][f"miou_k{k}"] = value
+            if method != RAW:
+                difference = interval(value - whole[RAW][0], resampled - whole[RAW][1])
+                results.summary["differences"][method][f"miou_k{k}"] = difference
+    return results
+
+
+def _labelled_patches(
+    comparison: Comparison, train: Examples, ignore_label: int, **options: Any
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """The classes, the number of that of each patch of the training images, and their tokens for each method."""
+    tokens, labels = [], []
+    for _, raw, truth in _read(comparison, train, phase="training images", **options):
+        classes = torch.stack([patch_classes(one, (raw.shape[1], raw.shape[2])) for one in truth]).flatten()
+        counted = classes != ignore_label
+        tokens.append(raw.flatten(0, 2)[counted.to(raw.device)])
+        labels.append(classes[counted])
+    classes, targets = torch.cat(labels).unique(return_inverse=True)
+    if len(classes) < 2:
+        raise DataError(
+            f"The training patches are of {len(classes)} class, {ignore_label} left out, but k-NN needs 2: "
+            "give masks whose values are numbers of classes, or another ignore label."
+        )
+    raw = torch.cat(tokens)
+    banks = {method: normalize(projection(raw), dim=-1) for method, projection in comparison.methods.items()}
+    return classes, targets, banks
 
 
 class Overlap(NamedTuple):
@@ -121,68 +160,17 @@ class Overlap(NamedTuple):
         return float((self.both / self.either).mean())
 
 
-class _LabelledPatches:
-    """The patches of the training images, once for each method, and their classes."""
-
-    def __init__(self, comparison: Comparison, train: Examples, *, ignore_label: int, batch_size: int, progress: bool):
-        self.comparison = comparison
-        tokens, labels = [], []
-        for batch in train.batches(_prepare(comparison), batch_size, phase="training images", progress=progress):
-            raw, truth = _tokens_and_truth(comparison, batch)
-            classes = torch.stack([patch_classes(one, (raw.shape[1], raw.shape[2])) for one in truth]).flatten()
-            counted = classes != ignore_label
-            tokens.append(raw.flatten(0, 2)[counted.to(raw.device)])
-            labels.append(classes[counted])
-        self.classes, self.targets = torch.cat(labels).unique(return_inverse=True)
-        if len(self.classes) < 2:
-            raise DataError(
-                f"The training patches are of {len(self.classes)} class, {ignore_label} left out, but k-NN needs 2: "
-                "give masks whose values are numbers of classes, or another ignore label."
-            )
-        raw = torch.cat(tokens)
-        self.banks = {method: normalize(projection(raw), dim=-1) for method, projection in comparison.methods.items()}
-
-    def guesses(self, raw: Tensor, neighbours: Sequence[int]) -> dict[tuple[str, int], Tensor]:
-        """The class of each patch of some images, `(B, patches)` int64, for each method and `k`."""
-        found = {}
-        for method, projection in self.comparison.methods.items():
-            queries = normalize(projection(raw).flatten(0, 2), dim=-1)
-            cosines, rows = (part.cpu() for part in nearest(queries, self.banks[method], max(neighbours)))
-            for k in neighbours:
-                votes = weighted_vote(cosines[:, :k], self.targets[rows[:, :k]], len(self.classes))
-                found[method, k] = self.classes[votes.argmax(dim=1)].view(len(raw), -1)
-        return found
-
-
-def _overlaps(
-    patches: _LabelledPatches,
-    test: Examples,
-    neighbours: Sequence[int],
-    *,
-    ignore_label: int,
-    batch_size: int,
-    progress: bool,
-) -> tuple[list[str], dict[tuple[str, int], list[Overlap]]]:
-    """Names of the test images that have labels, and what each method and `k` makes of each of them."""
-    comparison = patches.comparison
-    names: list[str] = []
-    overlaps: dict[tuple[str, int], list[Overlap]] = {}
-    for batch in test.batches(_prepare(comparison), batch_size, phase="test images", progress=progress):
-        raw, truth = _tokens_and_truth(comparison, batch)
-        places = patch_of_pixel((truth.shape[1], truth.shape[2]), (raw.shape[1], raw.shape[2]))
-        counted = truth != ignore_label
-        labelled = [number for number in range(len(batch.names)) if counted[number].any()]
-        names += [batch.names[number] for number in labelled]
-        for key, guesses in patches.guesses(raw, neighbours).items():
-            overlaps.setdefault(key, []).extend(
-                Overlap.of(truth[number][counted[number]], guesses[number][places][counted[number]])
-                for number in labelled
-            )
-    return names, overlaps
-
-
-def _prepare(comparison: Comparison) -> partial[tuple[Tensor, Tensor]]:
-    return partial(_resized, size=comparison.preprocess.size)
+def _read(
+    comparison: Comparison, examples: Examples, batch_size: int, phase: str, progress: bool
+) -> Iterator[tuple[list[str], Tensor, Tensor]]:
+    """Of each batch: names, raw patch tokens `(B, rows, columns, D)`, and the class of each pixel, `(B, H, W)`."""
+    prepare = partial(_resized, size=comparison.preprocess.size)
+    for batch in examples.batches(prepare, batch_size, phase=phase, progress=progress):
+        images, labels = zip(*batch.values, strict=True)
+        raw = comparison.raw_tokens(comparison.preprocess.normalize(torch.stack(images).float() / 255)).patches
+        if raw.ndim != 4:
+            raise LayoutError(f"Segmentation needs patches in rows and columns, not on a grid of {raw.ndim - 2} axes.")
+        yield batch.names, raw, torch.stack(labels)
 
 
 def _resized(example: Example, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -193,18 +181,8 @@ def _resized(example: Example, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
             f"The mask of {example.name} is of mode {mask.mode}; give masks of one channel whose values are numbers "
             "of classes."
         )
-    image = example.image.resize(size[::-1], Image.Resampling.BICUBIC)
     labels = np.array(mask.resize(size[::-1], Image.Resampling.NEAREST)).astype(np.int64)
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1), torch.from_numpy(labels)
-
-
-def _tokens_and_truth(comparison: Comparison, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Raw patch tokens `(B, rows, columns, D)`, and the class of each pixel, `(B, H, W)`."""
-    rgb = torch.stack([image for image, _ in batch.values]).float() / 255
-    raw = comparison.raw_tokens(comparison.preprocess.normalize(rgb)).patches
-    if raw.ndim != 4:
-        raise LayoutError(f"Segmentation needs patches in rows and columns, not on a grid of {raw.ndim - 2} axes.")
-    return raw, torch.stack([labels for _, labels in batch.values])
+    return resized_view(example.image, size), torch.from_numpy(labels)
 
 
 def patch_of_pixel(size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
@@ -222,9 +200,7 @@ def patch_of_pixel(size: tuple[int, int], grid: tuple[int, int]) -> Tensor:
 def patch_classes(labels: Tensor, grid: tuple[int, int]) -> Tensor:
     """The class of most pixels of each patch, `(patches,)` int64; of two with as many, the one of lower number.
 
-    Args:
-        labels (`torch.Tensor` of shape `(H, W)`, int64): the class of each pixel.
-        grid (`(rows, columns)`): of the patches.
+    `labels` `(H, W)` int64 are the classes of the pixels.
 
     Example:
         >>> patch_classes(torch.tensor([[7, 7, 3, 7], [7, 3, 3, 3]]), (1, 2))
@@ -234,16 +210,6 @@ def patch_classes(labels: Tensor, grid: tuple[int, int]) -> Tensor:
     places = patch_of_pixel((labels.shape[0], labels.shape[1]), grid) * len(classes) + numbers
     counts = places.flatten().bincount(minlength=grid[0] * grid[1] * len(classes))
     return classes[counts.view(-1, len(classes)).argmax(dim=1)]
-
-
-def _add_mean_iou(found: dict[str, Any], overlaps: dict[str, list[Overlap]], metric: str) -> None:
-    """Adds the mean IoU over all images to a summary; the interval of its difference resamples images."""
-    resampled = {method: mean_iou_resamples(of_images) for method, of_images in overlaps.items()}
-    for method, (value, values) in resampled.items():
-        found["means"][method][metric] = value
-        if method != RAW:
-            raw_value, raw_values = resampled[RAW]
-            found["differences"][method][metric] = interval(value - raw_value, values - raw_values)
 
 
 def mean_iou_resamples(overlaps: Sequence[Overlap]) -> tuple[float, Tensor]:

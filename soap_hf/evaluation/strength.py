@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from rich.table import Table
 
 from ..data.preprocessing import ImagePreprocessor
@@ -13,9 +12,10 @@ from ..heads.running import head_preprocessor
 from ..runtime.errors import DataError, SOAPError
 from ..runtime.projection import SOAPProjection
 from ..statistics.soap_statistics import SOAPStatistics
-from .matching import FEW_IMAGES, HEADLINE, as_examples, match_views, warn_of_few
+from .comparison import Comparison
+from .matching import HEADLINE, as_examples, match_views, warn_if_few
 from .methods import RAW, head_layer, layer_statistics
-from .results import Interval, paired_difference
+from .results import Interval, column, paired_difference
 from .views import ViewRule
 
 STRENGTHS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
@@ -72,9 +72,8 @@ class StrengthChoice:
             tried = f"mu={nearly.mu:g}, {_with_interval(nearly.gain)}" if nearly.mu else "none raises it at all"
             where = f"on {self.num_images} photographs"
             return f"mu=0, the identity: {where} the smallest good strength gains nothing beyond chance ({tried})."
-        which = (
-            "the best" if best.mu == self.mu else f"the smallest within one standard error of the best ({best.mu:g})"
-        )
+        near = f"the smallest within one standard error of the best ({best.mu:g})"
+        which = "the best" if best.mu == self.mu else near
         return (
             f"mu={self.mu:g}, {which}: on {self.num_images} photographs matching rises from {self.curve[0].right:.2f} "
             f"to {self.chosen.right:.2f} ({_with_interval(self.chosen.gain)})."
@@ -138,33 +137,31 @@ def choose_mu(
         >>> choose_mu(model, images, progress=False).mu in STRENGTHS
         True
     """
-    layer, rule = head_layer(model, layer), rule or ViewRule()
+    layer = head_layer(model, layer)
     methods = _projections(model, layer, strengths)
-    examples, preprocess = as_examples(images), preprocess or head_preprocessor(model, image_size)
-    options = {"rule": rule, "batch_size": batch_size, "seed": seed, "progress": progress}
-    rows = match_views(model, preprocess, {layer: methods}, examples, **options).rows[layer]  # type: ignore[arg-type]
+    comparison = Comparison(model, layer, preprocess or head_preprocessor(model, image_size), methods)
+    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
+    (rows,), _ = match_views([comparison], as_examples(images), rule=rule or ViewRule(), **options)
     if len(rows) < 2:
         raise DataError(f"{len(rows)} photograph gives two views, but a choice needs 2; give more.")
     curve = curve_of(rows, methods)
     choice = StrengthChoice(choose(curve), curve, len(rows), layer)
-    if len(rows) < FEW_IMAGES:
-        warn_of_few(len(rows), {f"mu={choice.mu:g}": choice.chosen.gain})
+    warn_if_few(len(rows), {f"mu={choice.mu:g}": choice.chosen.gain})
     return choice
 
 
 def curve_of(rows: Sequence[dict[str, Any]], methods: Mapping[str, SOAPProjection]) -> list[TriedStrength]:
     """What matching says of each strength, from the rows of the photographs; methods are named by their strength."""
-    raw = torch.tensor([row[f"{RAW}_{HEADLINE}"] for row in rows], dtype=torch.float64)
+    raw = column(rows, f"{RAW}_{HEADLINE}")
     curve = []
     for name, projection in methods.items():
-        values = torch.tensor([row[f"{name}_{HEADLINE}"] for row in rows], dtype=torch.float64)
-        stuck = torch.tensor([row[f"{name}_stuck"] for row in rows], dtype=torch.float64)
+        values = column(rows, f"{name}_{HEADLINE}")
         curve.append(
             TriedStrength(
                 mu=0.0 if name == RAW else float(name),
                 removed=projection.rank,
                 right=float(values.mean()),
-                stuck=float(stuck.nanmean()),
+                stuck=float(column(rows, f"{name}_stuck").nanmean()),
                 gain=paired_difference(raw, values),
                 standard_error=float((values - raw).std() / len(rows) ** 0.5),
             )

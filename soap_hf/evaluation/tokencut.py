@@ -78,12 +78,8 @@ def second_eigenvector(linked: np.ndarray, epsilon: float = EPSILON) -> np.ndarr
     $D^{1/2} 1$, and its eigenvalue is made 0, which is less than the second (the trace says so). What is left to find
     is the largest eigenvector of a matrix, to which Lanczos iterations converge in a few dozen products.
 
-    Args:
-        linked (`np.ndarray` of shape `(N, N)`, bool): symmetric.
-        epsilon (`float`): weight of what is not linked.
-
-    Returns:
-        `np.ndarray` of shape `(N,)`, of either sign; `None` if it is not determined (all linked or none) or not found.
+    `linked` `(N, N)` bool is symmetric. The eigenvector `(N,)` is of either sign; it is `None` if it is not determined
+    (all linked or none) or not found.
     """
     between = np.count_nonzero(linked) - np.count_nonzero(linked.diagonal())
     if between in (0, len(linked) * (len(linked) - 1)):

@@ -1,6 +1,6 @@
 """Two views of one photograph whose geometry is known."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -55,10 +55,6 @@ class ViewRule:
             if not 0 <= getattr(self, name) <= highest:
                 raise DataError(f"{name} must lie between 0 and {highest}, not {getattr(self, name)}.")
 
-    def settings(self) -> dict[str, float | bool]:
-        """Its values, for a summary."""
-        return {single.name: getattr(self, single.name) for single in fields(self)}
-
 
 class ViewPair(NamedTuple):
     """Two images of one size, and where the points of the first lie in the second.
@@ -78,12 +74,8 @@ def draw_views(
 ) -> ViewPair | str:
     """A random pair of views that counts, or why there is none, in a clause.
 
-    Args:
-        image (`PIL.Image.Image`): the photograph, RGB.
-        rule ([`ViewRule`]): how views are drawn.
-        size (`(height, width)`): of the views, in pixels.
-        grid (`(rows, columns)`): patches of a view.
-        generator (`numpy.random.Generator`): where chance comes from.
+    The photograph is RGB, `size` the `(height, width)` of the views in pixels, `grid` the `(rows, columns)` of their
+    patches.
 
     Example:
         >>> photograph = Image.new("RGB", (100, 80))
@@ -104,8 +96,12 @@ def draw_views(
         mirrored = rule.flip and bool(generator.integers(2))
         homography = _between(corners, sides, mirrored)
         if counts(homography, rule, grid):
-            boxes = np.concatenate([corners, corners + sides], axis=1)
-            views = [_view(image, tuple(box), size, rule.jitter, generator) for box in boxes]
+            views = []
+            for left, top, right, bottom in np.concatenate([corners, corners + sides], axis=1):
+                view = image.resize(size[::-1], Image.Resampling.BICUBIC, box=(left, top, right, bottom))
+                for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+                    view = enhance(view).enhance(generator.uniform(1 - rule.jitter, 1 + rule.jitter))
+                views.append(np.asarray(view))
             if mirrored:
                 views[1] = views[1][:, ::-1]
             return ViewPair(torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2), homography)
@@ -115,13 +111,8 @@ def draw_views(
 def true_places(homography: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Where the patch centres of the first view lie in the second, in patches, and which of them lie inside.
 
-    Args:
-        homography (`torch.Tensor` of shape `(3, 3)`): as in [`ViewPair`].
-        grid (`(rows, columns)`): patches of each view.
-
-    Returns:
-        Places `(rows · columns, 2)` float64, `(row, column)` from 0 at the edge, so that the centre of the first patch
-        is at (0.5, 0.5); and whether each is inside, `(rows · columns,)` bool.
+    The homography is as in [`ViewPair`]. Places are `(rows · columns, 2)` float64, `(row, column)` from 0 at the edge,
+    so that the centre of the first patch is at (0.5, 0.5); whether each is inside is `(rows · columns,)` bool.
 
     Example:
         >>> places, inside = true_places(torch.eye(3, dtype=torch.float64), (1, 2))
@@ -163,17 +154,3 @@ def _between(corners: np.ndarray, sides: np.ndarray, mirrored: bool) -> Tensor:
 def resized_view(image: Image.Image, size: tuple[int, int]) -> Tensor:
     """A whole image as one view, `(3, H, W)` uint8."""
     return torch.from_numpy(np.array(image.resize(size[::-1], Image.Resampling.BICUBIC))).permute(2, 0, 1)
-
-
-def _view(
-    image: Image.Image,
-    box: tuple[float, float, float, float],
-    size: tuple[int, int],
-    jitter: float,
-    generator: np.random.Generator,
-) -> np.ndarray:
-    """One crop in the views' size, its colours changed."""
-    view = image.resize(size[::-1], Image.Resampling.BICUBIC, box=box)
-    for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        view = enhance(view).enhance(generator.uniform(1 - jitter, 1 + jitter))
-    return np.asarray(view)

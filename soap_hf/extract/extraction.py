@@ -37,10 +37,7 @@ class ExtractArguments(ImageArguments):
     """
 
     pooling: Pooling | None = argument(
-        "mean",
-        "One vector per image; none keeps the patch tokens.",
-        kind=str,
-        metavar="mean|cls|cls+mean|none",
+        "mean", "One vector per image; none keeps the patch tokens.", kind=str, metavar="mean|cls|cls+mean|none"
     )
     split: str | None = argument(None, "Split; default: the only one, else train.")
     num_workers: int | None = argument(None, "Processes that decode images.", least=0)
@@ -96,18 +93,12 @@ def extract_features(
     written = 0
     with replacing(target) as temporary:  # before anything long: can it be written?
         model = _load(head, chosen)
-        preprocess = head_preprocessor(model, chosen.image_size)
-        with FEATURE_FILES[target.suffix](temporary, columns.features) as file:
-            for batch in sample.read(
-                preprocess.of_example,
-                int(chosen.batch_size),
-                chosen.num_workers,
-                max_bad_fraction=chosen.max_bad_fraction,
-                phase="features",
-                progress=chosen.progress,
-            ):
+        reading: dict[str, Any] = {"max_bad_fraction": chosen.max_bad_fraction, "progress": chosen.progress}
+        prepare, size = head_preprocessor(model, chosen.image_size).of_example, int(chosen.batch_size)
+        with FEATURE_FILES[target.suffix](temporary, columns.features) as write:
+            for batch in sample.read(prepare, size, chosen.num_workers, phase="features", **reading):
                 others = columns[batch.positions] if columns.column_names else None
-                file.write(_features(model, batch.values, chosen.pooling), batch.positions, others)
+                write(_features(model, batch.values, chosen.pooling), batch.positions, others)
                 written += len(batch.positions)
             if not written:
                 raise DataError("The data set holds no readable image.")

@@ -1,6 +1,6 @@
 """Pictures of a head and of what it does to images, for papers and model cards; they need matplotlib and no display.
 
-Functions return a matplotlib `Figure`, which `save_figure` writes. The door is `files`.
+Functions return a matplotlib `Figure`, which `save_figure` writes. The door is `scores`.
 
 Example:
     >>> from datasets import Dataset
@@ -21,13 +21,12 @@ from ..heads.opening import HeadRecord
 from ..runtime.errors import MissingExtraError
 
 try:
-    from .files import head_figures
-    from .matching import matching_curve, matching_views, similarity_maps
+    from .matching import matching_views, similarity_maps
     from .pictures import Picture, look_at, response_overlay, token_colours
     from .records import backbone_label
-    from .responses import response_maps
+    from .responses import head_figures, response_maps
     from .saliency import saliency_masks
-    from .scores import score_by_layer, score_curve
+    from .scores import matching_curve, score_by_layer, score_curve
     from .style import save_figure, to_png
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "matplotlib":

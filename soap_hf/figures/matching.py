@@ -1,14 +1,14 @@
-"""Matching between views, in pictures: which patches find each other, what a patch resembles, and how strong to be."""
+"""Matching between views, in pictures: which patches find each other, and what a patch resembles."""
 
 import math
-from collections.abc import Mapping, Sequence
-from itertools import cycle, islice
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import ConnectionPatch, Rectangle
@@ -18,26 +18,13 @@ from torch.nn.functional import normalize
 
 from ..data.preprocessing import to_rgb
 from ..evaluation.comparison import Comparison
-from ..evaluation.matching import grids_of, nearest, tokens_of
-from ..evaluation.strength import StrengthChoice
+from ..evaluation.matching import nearest, tokens_of
 from ..evaluation.views import ViewPair, ViewRule, draw_views, patch_centres, true_places
 from ..heads.model import SOAPModelWrapper
 from ..runtime.errors import DataError
 from .pictures import look_at
-from .placing import (
-    COLORBAR_HEIGHT,
-    GAP,
-    LINE,
-    MARGIN,
-    PAGE_WIDTH,
-    add_legend,
-    picture_grid,
-    place_axes,
-    place_colorbar,
-    place_text,
-    show,
-)
-from .style import QUALITATIVE, new_figure, series_looks, styled
+from .placing import COLORBAR_HEIGHT, GAP, LINE, MARGIN, picture_grid, place_axes, place_colorbar, place_text, show
+from .style import QUALITATIVE, new_figure, styled
 
 SHOWN_MATCHES = 20
 """Lines in a pair of views; more could not be followed."""
@@ -78,7 +65,7 @@ def matching_views(
     comparison = Comparison.of(model, layer=layer)
     if not images:
         raise DataError("A figure of images needs at least one.")
-    grid = grids_of(model, comparison.preprocess, [comparison.layer])[comparison.layer]
+    grid = comparison.grid
     height, width = comparison.preprocess.size
     view, across = VIEW_SIDE * height / width, min(len(images), BLOCKS)
     block, row = 2 * (VIEW_SIDE + GAP) + 2 * MARGIN, view + LINE + 0.06 + GAP
@@ -89,7 +76,7 @@ def matching_views(
         pair = draw_views(to_rgb(image), rule or ViewRule(), comparison.preprocess.size, grid, generator)
         if isinstance(pair, str):
             raise DataError(f"Image {number + 1}: {pair}.")
-        patches = tokens_of(model, comparison.preprocess, pair.views, [comparison.layer])[comparison.layer]
+        patches = tokens_of(comparison, pair.views)[comparison.layer]
         left, top = MARGIN + number % across * block, MARGIN + number // across * tall
         for name, clean in comparison.methods.items():
             lefts = (left, left + VIEW_SIDE + GAP)
@@ -116,19 +103,8 @@ def _draw_matches(panels: Sequence[Axes], pair: ViewPair, patches: Tensor, grid:
     for number in np.linspace(0, len(own) - 1, min(SHOWN_MATCHES, len(own))).round().astype(int):
         look = RIGHT if right[number] else WRONG
         ends = [(float(x), 1 - float(y)) for y, x in (shares[own[number]], shares[chosen[number]])]
-        panels[1].add_artist(
-            ConnectionPatch(
-                ends[0],
-                ends[1],
-                "data",
-                "data",
-                axesA=panels[0],
-                axesB=panels[1],
-                color=look["color"],
-                linestyle=look["linestyle"],
-                linewidth=0.7,
-            )
-        )
+        line: dict[str, Any] = {"color": look["color"], "linestyle": look["linestyle"], "linewidth": 0.7}
+        panels[1].add_artist(ConnectionPatch(ends[0], ends[1], "data", axesA=panels[0], axesB=panels[1], **line))
         panels[0].plot(*ends[0], color=look["color"], marker=".", markersize=3)
         panels[1].plot(*ends[1], color=look["color"], marker=look["marker"], markersize=3)
     return float(right.double().mean())
@@ -161,67 +137,27 @@ def similarity_maps(
     if not all(0 <= share <= 1 for share in patch):
         raise DataError(f"patch must lie between 0 and 1 of the height and of the width, not at {patch}.")
     rows = []
-    for image, other in zip(images, islice(cycle(images), 1, None), strict=False):
+    for image, other in zip(images, [*images[1:], images[0]], strict=True):
         first, second = look_at(model, [image, ImageOps.fit(to_rgb(other), image.size)], layer=layer)
-        shape = first.tokens["raw"].shape[:2]
-        place = tuple(min(int(share * length), length - 1) for share, length in zip(patch, shape, strict=True))
-        cosines = {
-            name: [_cosines(own, own[place]), _cosines(second.tokens[name], own[place])]
-            for name, own in first.tokens.items()
-        }
-        rows.append((first.image, second.image, place, shape, cosines))
-    lowest = min(float(one.min()) for row in rows for both in row[-1].values() for one in both)
+        height, width = first.tokens["raw"].shape[:2]
+        row, column = min(int(patch[0] * height), height - 1), min(int(patch[1] * width), width - 1)
+        maps = []
+        for name, own in first.tokens.items():
+            token = normalize(own[row, column].float(), dim=-1)
+            maps += [normalize(tokens.float(), dim=-1) @ token for tokens in (own, second.tokens[name])]
+        corner = (column / width, 1 - (row + 1) / height)
+        frame: dict[str, Any] = {"xy": corner, "width": 1 / width, "height": 1 / height}
+        rows.append((first.image, second.image, frame, maps))
+    lowest = min(float(one.min()) for row in rows for one in row[-1])
     titles = ["patch", "raw: same", "raw: next", "clean: same", "clean: next"]
     figure, panels = picture_grid([row[0] for row in rows], titles, room=COLORBAR_HEIGHT)
-    shown = ScalarMappable(cmap="viridis")
-    shown.set_clim(lowest, 1)
-    for (own, other, (row, column), (height, width), cosines), (first_axes, *others) in zip(rows, panels, strict=True):
-        maps = [one for both in cosines.values() for one in both]
-        for axes, picture in zip((first_axes, *others), (own, own, other, own, other), strict=True):
-            show(axes, picture if axes is first_axes else picture.convert("L").convert("RGB"))
-        for axes, one in zip(others, maps, strict=True):
+    shown = ScalarMappable(Normalize(lowest, 1), "viridis")
+    for (image, other, frame, maps), (first_axes, *others) in zip(rows, panels, strict=True):
+        show(first_axes, image)
+        for axes, picture, one in zip(others, (image, other, image, other), maps, strict=True):
+            show(axes, picture.convert("L").convert("RGB"))
             show(axes, one.numpy(), cmap=shown.cmap, norm=shown.norm, interpolation="nearest", alpha=0.75)
         for axes in (first_axes, others[0], others[2]):
-            corner = (column / width, 1 - (row + 1) / height)
-            axes.add_patch(Rectangle(corner, 1 / width, 1 / height, fill=False, edgecolor="#D55E00", linewidth=1.2))
+            axes.add_patch(Rectangle(**frame, fill=False, edgecolor="#D55E00", linewidth=1.2))
     place_colorbar(figure, shown, "cosine to the patch in the frame")
-    return figure
-
-
-def _cosines(tokens: Tensor, token: Tensor) -> Tensor:
-    return normalize(tokens.float(), dim=-1) @ normalize(token.float(), dim=-1)
-
-
-@styled
-def matching_curve(choices: Mapping[str, StrengthChoice]) -> Figure:
-    """Matching against strength, with the 95 % interval of each gain over raw tokens; the chosen strength is filled.
-
-    Args:
-        choices (`dict[str, StrengthChoice]`): what to call each head, and what `choose_mu` found.
-
-    Raises:
-        DataError: no head.
-    """
-    if not choices:
-        raise DataError("A figure of strengths needs at least one head.")
-    figure = new_figure(PAGE_WIDTH * 0.62, 2.6, layout="constrained")
-    axes = figure.subplots()
-    strengths = sorted({tried.mu for choice in choices.values() for tried in choice.curve})
-    place = {mu: number for number, mu in enumerate(strengths)}
-    looks = dict(zip(choices, series_looks(len(choices)), strict=True))
-    for label, choice in choices.items():
-        look, raw = looks[label], choice.curve[0].right
-        x, y = [place[tried.mu] for tried in choice.curve], [tried.right for tried in choice.curve]
-        low, high = ([raw + tried.gain[end] for tried in choice.curve] for end in (1, 2))
-        axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
-        axes.plot(x, y, markerfacecolor="white", **look)
-        axes.plot(place[choice.mu], choice.chosen.right, **look)
-    axes.set_xticks(range(len(strengths)), [f"{mu:g}" for mu in strengths])
-    axes.set(xlabel="strength mu (components removed)", ylabel="patches matched within one patch")
-    axes.spines[["top", "right"]].set_visible(False)
-    marks = [
-        ("chosen", Line2D([], [], color="0.4", marker="o", linestyle="")),
-        ("not chosen", Line2D([], [], color="0.4", marker="o", linestyle="", markerfacecolor="white")),
-    ]
-    add_legend(figure, [*((label, Line2D([], [], **look)) for label, look in looks.items()), *marks])
     return figure

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
@@ -73,9 +74,11 @@ def look_at(
     """
     comparison = Comparison.of(model, layer=layer)
     pictures = []
-    for image in images:
-        image = to_rgb(image)
-        raw = raw_grid(comparison, resized(image, image_size or _size_of_the_fit(image, comparison)))
+    for image in map(to_rgb, images):
+        scale = math.sqrt(math.prod(comparison.preprocess.size) / math.prod(image.size))
+        own_size = round(image.height * scale), round(image.width * scale)  # on as many pixels as in the fit
+        size = image_size or in_whole_patches(own_size, patch_stride(comparison))
+        raw = raw_grid(comparison, resized(image, size))
         tokens = {name: projection(raw).cpu() for name, projection in comparison.methods.items()}
         pictures.append(Picture(displayed(image), comparison.layer, tokens))
     if not pictures:
@@ -107,8 +110,7 @@ def response_overlay(pictures: Sequence[Picture], head: FittedHead) -> Figure:
     components = stored_components(scored_layers(head)[place], COMPONENTS)
     titles = ["\nimage", *(component.caption for component in components)]
     figure, rows = picture_grid([picture.image for picture in pictures], titles, room=COLORBAR_HEIGHT)
-    shown = ScalarMappable(cmap=SIGNED)
-    shown.set_clim(-RESPONSE_LIMIT, RESPONSE_LIMIT)
+    shown = ScalarMappable(Normalize(-RESPONSE_LIMIT, RESPONSE_LIMIT), SIGNED)
     for picture, (first, *others) in zip(pictures, rows, strict=True):
         show(first, picture.image)
         for axes, component in zip(others, components, strict=True):
@@ -129,7 +131,15 @@ def token_colours(pictures: Sequence[Picture]) -> Figure:
     Args:
         pictures (list of [`Picture`]): as [`look_at`] gives them.
     """
-    axes = _leading_directions([picture.tokens["raw"] for picture in pictures])
+    dim = pictures[0].tokens["raw"].shape[-1]
+    moments = TokenMoments(dim)
+    for picture in pictures:
+        moments.update(picture.tokens["raw"])
+    try:
+        principal = moments.principal_components()
+        axes = principal.components[:, :3] * principal.resolved[:3]  # zeros for those without variance
+    except SOAPError:  # one token, or all alike: one colour
+        axes = torch.zeros(dim, 3, dtype=torch.float64)
     colours = [{name: tokens.double() @ axes for name, tokens in picture.tokens.items()} for picture in pictures]
     values = torch.cat([value.flatten(0, -2) for picture in colours for value in picture.values()])
     low, high = torch.quantile(values, torch.tensor(COLOUR_QUANTILES, dtype=values.dtype), dim=0)
@@ -140,22 +150,3 @@ def token_colours(pictures: Sequence[Picture]) -> Figure:
             shares = ((value - low) / (high - low)).nan_to_num(0.5).clamp(0, 1)
             show(panel, shares.numpy(), interpolation="nearest")
     return figure
-
-
-def _leading_directions(tokens: Sequence[Tensor]) -> Tensor:
-    """The three leading principal components of tokens, `(D, 3)`; zeros for those without variance."""
-    dim = tokens[0].shape[-1]
-    moments = TokenMoments(dim)
-    for single in tokens:
-        moments.update(single)
-    try:
-        principal = moments.principal_components()
-    except SOAPError:  # one token, or all alike: one colour
-        return torch.zeros(dim, 3, dtype=torch.float64)
-    return principal.components[:, :3] * principal.resolved[:3]
-
-
-def _size_of_the_fit(image: Image.Image, comparison: Comparison) -> tuple[int, int]:
-    """Height and width near an image's shape, on about as many pixels as the images of the fit had."""
-    scale = math.sqrt(math.prod(comparison.preprocess.size) / (image.width * image.height))
-    return in_whole_patches((round(image.height * scale), round(image.width * scale)), patch_stride(comparison))

@@ -36,9 +36,7 @@ def place_axes(figure: Figure, left: float, top: float, width: float, height: fl
     """Axes without ticks; inches from the left and from the top of the figure."""
     whole_width, whole_height = figure.get_size_inches()
     box = (left / whole_width, 1 - (top + height) / whole_height, width / whole_width, height / whole_height)
-    axes = figure.add_axes(box)
-    axes.set(xticks=[], yticks=[])
-    return axes
+    return figure.add_axes(box, xticks=[], yticks=[])
 
 
 def place_text(figure: Figure, left: float, top: float, text: str, **options: Any) -> None:
@@ -79,7 +77,11 @@ def picture_grid(
     images: Sequence[Image.Image], titles: Sequence[str], room: float = 0
 ) -> tuple[Figure, list[list[Axes]]]:
     """A row of axes for each image, titles above the first; `room` inches are left below the last."""
-    sizes = [_inches(image) for image in images]
+    sizes = []
+    for image in images:  # of one area, but within limits
+        shape = math.sqrt(image.width / image.height)
+        scale = min(SIDE, WIDEST / shape, TALLEST * shape)
+        sizes.append((scale * shape, scale / shape))
     column = max(NARROWEST_COLUMN, *(width for width, _ in sizes)) + GAP
     header = (1 + titles[0].count("\n")) * LINE + 0.03
     height = MARGIN + header + sum(height + GAP for _, height in sizes) + room
@@ -92,13 +94,6 @@ def picture_grid(
     for axes, title in zip(rows[0], titles, strict=True):
         axes.set_title(title, pad=2)
     return figure, rows
-
-
-def _inches(image: Image.Image) -> tuple[float, float]:
-    """Width and height: of one area, but within limits."""
-    shape = math.sqrt(image.width / image.height)
-    scale = min(SIDE, WIDEST / shape, TALLEST * shape)
-    return scale * shape, scale / shape
 
 
 def show(axes: Axes, picture: Any, **options: Any) -> None:

@@ -49,16 +49,14 @@ def scored_layers(head: FittedHead) -> list[ScoredLayer]:
         HeadError: the head knows no scores: it was made without a fit.
     """
     config: Any = head.config
-    statistics = head.statistics_by_layer
-    known = config.components or [[] for _ in config.layers]
-    layers = []
-    for layer, components in zip(config.layers, known, strict=True):
-        single = statistics.get(layer)
-        if single is not None:
+    statistics, layers = head.statistics_by_layer, []
+    for layer, components in zip(config.layers, config.components or [[] for _ in config.layers], strict=True):
+        if (single := statistics.get(layer)) is not None:
             components = single.table(config.mu, config.tau, config.threshold, rows=len(single.scores))
         if not components:
             raise HeadError("This head knows no scores, since it was made without a fit; fit one to see its figures.")
-        layers.append(ScoredLayer(layer_name(layer), components, single))
+        name = "last_hidden_state" if layer == -1 else f"hidden_states[{layer}]"
+        layers.append(ScoredLayer(name, components, single))
     return layers
 
 
@@ -126,8 +124,3 @@ def backbone_label(config: SOAPConfig) -> str:
     reference = config.backbone_name_or_path or ""
     is_path = os.path.isabs(reference) or reference.startswith(".")
     return (Path(reference).name if is_path else reference) or getattr(config.backbone, "model_type", "backbone")
-
-
-def layer_name(layer: int) -> str:
-    """Name of a layer in the backbone's output."""
-    return "last_hidden_state" if layer == -1 else f"hidden_states[{layer}]"

@@ -1,15 +1,17 @@
-"""Response maps: where the leading components answer positively, on real and on synthetic images."""
+"""Response maps: where the leading components answer positively; and the figures that are saved beside a head."""
 
 import math
 
 import numpy as np
 from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from .placing import COLORBAR_HEIGHT, LINE, MARGIN, PAGE_WIDTH, place_axes, place_colorbar, place_text
-from .records import FittedHead, StoredComponent, scored_layers, stored_components
-from .style import SHARES, new_figure, styled
+from .records import FittedHead, backbone_label, scored_layers, stored_components
+from .scores import score_curve
+from .style import SHARES, new_figure, styled, to_png
 
 PAIRS_A_ROW = 5
 PAIRS_OF_ONE_LAYER = 10
@@ -20,6 +22,21 @@ GAP, WIDE_GAP = 0.04, 0.16
 MAP_WIDTH = ((PAGE_WIDTH - 2 * MARGIN + WIDE_GAP) / PAIRS_A_ROW - WIDE_GAP - GAP) / 2
 LOWEST, HIGHEST = 0.1, 2.0
 """Height of a map, as a multiple of its width."""
+
+
+def head_figures(head: FittedHead) -> dict[str, bytes]:
+    """PNG files by name, for `save_pretrained(…, figures=…)`: score curve and response maps.
+
+    Args:
+        head ([`SOAPModelWrapper`] or [`HeadRecord`]): a head with statistics.
+
+    Raises:
+        HeadError: the head was saved without statistics, or made without a fit.
+    """
+    return {
+        "score_curve.png": to_png(score_curve({backbone_label(head.config): head})),
+        "response_maps.png": to_png(response_maps(head)),
+    }
 
 
 @styled
@@ -40,12 +57,12 @@ def response_maps(head: FittedHead) -> Figure:
     rows = []
     for layer in layers:
         components = stored_components(layer, shown)
-        rows += [
-            (layer.name, components[first : first + PAIRS_A_ROW]) for first in range(0, len(components), PAIRS_A_ROW)
-        ]
+        starts = range(0, len(components), PAIRS_A_ROW)
+        rows += [(layer.name, components[start : start + PAIRS_A_ROW]) for start in starts]
     named = LINE * (len(layers) > 1)
     header = named + 3 * LINE + 0.04
-    heights = [_height(components[0]) for _, components in rows]
+    shapes = [_mosaic(components[0].real_response).shape for _, components in rows]
+    heights = [MAP_WIDTH * min(max(down / across, LOWEST), HIGHEST) for down, across in shapes]
     figure = new_figure(PAGE_WIDTH, MARGIN + sum(heights) + len(rows) * (header + WIDE_GAP) + COLORBAR_HEIGHT)
     top = MARGIN
     for (name, components), height in zip(rows, heights, strict=True):
@@ -54,27 +71,14 @@ def response_maps(head: FittedHead) -> Figure:
         for number, component in enumerate(components):
             left = MARGIN + number * (2 * MAP_WIDTH + GAP + WIDE_GAP)
             place_text(figure, left, top + named, component.caption)
-            _draw_pair(figure, left, top + header, height, component)
+            for title, response in (("real", component.real_response), ("synthetic", component.synthetic_response)):
+                axes = place_axes(figure, left, top + header, MAP_WIDTH, height)
+                axes.imshow(_mosaic(response), cmap=SHARES, vmin=0, vmax=1, interpolation="nearest")
+                axes.set_title(title, pad=2, color="0.4")
+                left += MAP_WIDTH + GAP
         top += header + height + WIDE_GAP
-    shares = ScalarMappable(cmap=SHARES)
-    shares.set_clim(0, 1)
-    place_colorbar(figure, shares, "share of images with a positive response")
+    place_colorbar(figure, ScalarMappable(Normalize(0, 1), SHARES), "share of images with a positive response")
     return figure
-
-
-def _draw_pair(figure: Figure, left: float, top: float, height: float, component: StoredComponent) -> None:
-    maps = {"real": component.real_response, "synthetic": component.synthetic_response}
-    for name, response in maps.items():
-        axes = place_axes(figure, left, top, MAP_WIDTH, height)
-        axes.imshow(_mosaic(response), cmap=SHARES, vmin=0, vmax=1, interpolation="nearest")
-        axes.set_title(name, pad=2, color="0.4")
-        left += MAP_WIDTH + GAP
-
-
-def _height(component: StoredComponent) -> float:
-    """Inches of the maps of a row: as their grid has it, within limits."""
-    rows, columns = _mosaic(component.real_response).shape
-    return MAP_WIDTH * min(max(rows / columns, LOWEST), HIGHEST)
 
 
 def _mosaic(response: Tensor) -> np.ndarray:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -46,36 +45,26 @@ def saliency_masks(
         DataError: no image.
     """
     comparison = Comparison.of(model, layer=layer)
-    shown, masks = [], []
-    for image in images:
-        image = to_rgb(image)
-        masks.append(_masks(comparison, image, image_size))
+    shown, objects = [], []
+    for image in map(to_rgb, images):
+        own_size = image.height, image.width
+        raw = raw_grid(comparison, resized(image, image_size or in_whole_patches(own_size, patch_stride(comparison))))
+        grid = BilateralGrid(np.array(image))
+        coarse = [coarse_mask(projection(raw), own_size) for projection in comparison.methods.values()]
+        nothing = np.zeros(own_size, bool)  # to divide
+        objects.append([nothing if mask is None else grid.refine(mask) > 0.5 for mask in coarse])
         shown.append(displayed(image))
     if not shown:
         raise DataError("A figure of images needs at least one.")
     figure, rows = picture_grid(shown, ["image", "object in raw tokens", "object in clean tokens"])
-    for image, methods, (first, *others) in zip(shown, masks, rows, strict=True):
+    for image, masks, (first, *others) in zip(shown, objects, rows, strict=True):
         show(first, image)
-        for axes, mask in zip(others, methods.values(), strict=True):
-            _show_object(axes, np.asarray(image), mask)
+        for axes, mask in zip(others, masks, strict=True):
+            smaller = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
+            levels = np.asarray(image)
+            faded = levels + FADING * (255.0 - levels)
+            show(axes, np.where(smaller[..., None], levels, faded).astype(np.uint8))
+            if smaller.all() or not smaller.any():
+                share = "all" if smaller.all() else "none"
+                axes.text(0.5, 0.5, share, ha="center", va="center", bbox={"facecolor": "white", "linewidth": 0})
     return figure
-
-
-def _masks(comparison: Comparison, image: Image.Image, image_size: tuple[int, int] | None) -> dict[str, np.ndarray]:
-    """The object `(H, W)` of each method, bool; empty where there is nothing to divide."""
-    own_size = image.height, image.width
-    raw = raw_grid(comparison, resized(image, image_size or in_whole_patches(own_size, patch_stride(comparison))))
-    grid = BilateralGrid(np.array(image))
-    coarse = {name: coarse_mask(projection(raw), own_size) for name, projection in comparison.methods.items()}
-    return {
-        name: np.zeros(own_size, bool) if mask is None else grid.refine(mask) > 0.5 for name, mask in coarse.items()
-    }
-
-
-def _show_object(axes: Axes, image: np.ndarray, mask: np.ndarray) -> None:
-    mask = np.asarray(Image.fromarray(mask).resize(image.shape[1::-1], Image.Resampling.NEAREST))
-    faded = image + FADING * (255.0 - image)
-    show(axes, np.where(mask[..., None], image, faded).astype(np.uint8))
-    if mask.all() or not mask.any():
-        share = "all" if mask.all() else "none"
-        axes.text(0.5, 0.5, share, ha="center", va="center", bbox={"facecolor": "white", "linewidth": 0})

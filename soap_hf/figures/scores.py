@@ -1,7 +1,7 @@
-"""Scores as curves: over the components of a layer, and over the layers of a backbone."""
+"""Curves: scores over the components of a layer and over the layers of a backbone, and matching over strengths."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from ..runtime.errors import HeadError
+from ..evaluation.strength import StrengthChoice
+from ..runtime.errors import DataError, HeadError
 from .placing import PAGE_WIDTH, add_legend
 from .records import FittedHead, ScoredLayer, is_removed, scored_layers
 from .style import new_figure, series_looks, styled
@@ -43,21 +44,20 @@ def score_curve(heads: Mapping[str, FittedHead]) -> Figure:
         HeadError: no head, or one that was made without a fit and knows no scores.
     """
     threshold, curves = _threshold(heads), dict(_curves(heads))
-    looks = dict(zip(curves, series_looks(len(curves)), strict=True))
+    looks = _looks(curves)
     complete = all(layer.statistics is not None for layer in curves.values())
     figure = new_figure(PAGE_WIDTH if complete else PAGE_WIDTH * 0.6, PANEL_HEIGHT, layout="constrained")
     *whole, leading = figure.subplots(1, 1 + complete, sharey=True, squeeze=False)[0]
     for axes in whole:
-        _plot_whole(axes, curves, looks)
+        for label, layer in curves.items():
+            axes.plot([row["score"] for row in layer.components], color=looks[label]["color"])
+        axes.set(title="all components", xlabel="rank by score")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     _plot_leading(leading, curves, looks)
-    lowest = min(_shown(layer)[-1]["score"] for layer in curves.values())
-    guides = _guide_scores([*whole, leading], threshold, lowest)
-    marks = [
-        ("removed", Line2D([], [], color="0.4", marker="o", linestyle="")),
-        ("kept", Line2D([], [], color="0.4", marker="o", linestyle="", markerfacecolor="white")),
-    ]
+    within = [layer.components[max(0, int(SHOWN_SHARE * len(layer.components)) - 1)] for layer in curves.values()]
+    guides = _guide_scores([*whole, leading], threshold, min(last["score"] for last in within))
     only = next(iter(heads)) if len(heads) == 1 < len(curves) else None
-    add_legend(figure, [*_lines(looks), *marks, *guides], title=only)
+    add_legend(figure, [*_lines(looks), *_marks("removed", "kept"), *guides], title=only)
     return figure
 
 
@@ -79,24 +79,59 @@ def score_by_layer(heads: Mapping[str, FittedHead]) -> Figure:
         if len(head.config.layers) < 2:
             raise HeadError(f"The head {name} has one layer; fit one of several to see scores against depth.")
     last = 1 + max(layer for head in heads.values() for layer in head.config.layers)
-    looks = dict(zip(heads, series_looks(len(heads)), strict=True))
+    looks = _looks(heads)
     figure = new_figure(PAGE_WIDTH, PANEL_HEIGHT, layout="constrained")
     scores, counts = figure.subplots(1, 2)
     lowest = 1.0
     for name, head in heads.items():
         depths = [last if layer == -1 else layer for layer in head.config.layers]
         tops = [layer.components[0] for layer in scored_layers(head)]
-        values = [top["score"] for top in tops]
-        _plot_by_depth(scores, last, depths, values, [top["standard_error"] for top in tops], looks[name])
-        _plot_by_depth(counts, last, depths, head.config.ranks, [0] * len(depths), looks[name])
-        lowest = min(lowest, *values)
+        values = [(top["score"], top["standard_error"]) for top in tops]
+        _plot_by_depth(scores, last, depths, values, looks[name])
+        _plot_by_depth(counts, last, depths, [(rank, 0) for rank in head.config.ranks], looks[name])
+        lowest = min(lowest, *(score for score, _ in values))
+    step = math.ceil(last / MAX_LAYER_TICKS)
+    normed = any(-1 in head.config.layers for head in heads.values())
+    ticks = {str(number): number for number in range(0, last, step) if last - number >= step or not normed}
+    ticks |= {"last": last} if normed else {}
     for axes in (scores, counts):
-        _tick_layers(axes, last, any(-1 in head.config.layers for head in heads.values()))
+        axes.set_xticks([*ticks.values()], [*ticks])
+        axes.set_xlabel("hidden state")
     scores.set_title("highest score, with standard error")
     counts.set_title("directions removed")
     _tick_counts(counts, max(rank for head in heads.values() for rank in head.config.ranks))
-    guides = _guide_scores([scores], threshold, lowest)
-    add_legend(figure, [*_lines(looks), *guides])
+    add_legend(figure, [*_lines(looks), *_guide_scores([scores], threshold, lowest)])
+    return figure
+
+
+@styled
+def matching_curve(choices: Mapping[str, StrengthChoice]) -> Figure:
+    """Matching against strength, with the 95 % interval of each gain over raw tokens; the chosen strength is filled.
+
+    Args:
+        choices (`dict[str, StrengthChoice]`): what to call each head, and what `choose_mu` found.
+
+    Raises:
+        DataError: no head.
+    """
+    if not choices:
+        raise DataError("A figure of strengths needs at least one head.")
+    figure = new_figure(PAGE_WIDTH * 0.62, 2.6, layout="constrained")
+    axes = figure.subplots()
+    strengths = sorted({tried.mu for choice in choices.values() for tried in choice.curve})
+    place = {mu: number for number, mu in enumerate(strengths)}
+    looks = _looks(choices)
+    for label, choice in choices.items():
+        look, raw = looks[label], choice.curve[0].right
+        x, y = [place[tried.mu] for tried in choice.curve], [tried.right for tried in choice.curve]
+        low, high = ([raw + tried.gain[end] for tried in choice.curve] for end in (1, 2))
+        axes.fill_between(x, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        axes.plot(x, y, markerfacecolor="white", **look)
+        axes.plot(place[choice.mu], choice.chosen.right, **look)
+    axes.set_xticks(range(len(strengths)), [f"{mu:g}" for mu in strengths])
+    axes.set(xlabel="strength mu (components removed)", ylabel="patches matched within one patch")
+    axes.spines[["top", "right"]].set_visible(False)
+    add_legend(figure, [*_lines(looks), *_marks("chosen", "not chosen")])
     return figure
 
 
@@ -110,28 +145,23 @@ def _threshold(heads: Mapping[str, FittedHead]) -> float:
 def _curves(heads: Mapping[str, FittedHead]) -> Iterator[tuple[str, ScoredLayer]]:
     """The layers of all heads, each with a name of its own."""
     for name, head in heads.items():
-        layers = scored_layers(head)
-        for layer in layers:
-            if len(layers) == 1:
-                yield name, layer
-            else:
-                yield (layer.name if len(heads) == 1 else f"{name}, {layer.name}"), layer
+        first, *others = scored_layers(head)
+        for layer in (first, *others):
+            own = layer.name if len(heads) == 1 else f"{name}, {layer.name}"
+            yield (own if others else name), layer
+
+
+def _looks(labels: Collection[str]) -> dict[str, dict[str, Any]]:
+    return dict(zip(labels, series_looks(len(labels)), strict=True))
 
 
 def _lines(looks: Mapping[str, dict[str, Any]]) -> list[tuple[str, Line2D]]:
     return [(label, Line2D([], [], **look)) for label, look in looks.items()]
 
 
-def _shown(layer: ScoredLayer) -> Sequence[dict[str, Any]]:
-    """The components of a layer that must lie within the panel."""
-    return layer.components[: max(1, int(SHOWN_SHARE * len(layer.components)))]
-
-
-def _plot_whole(axes: Axes, curves: Mapping[str, ScoredLayer], looks: Mapping[str, dict[str, Any]]) -> None:
-    for label, layer in curves.items():
-        axes.plot([row["score"] for row in layer.components], color=looks[label]["color"])
-    axes.set(title="all components", xlabel="rank by score")
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+def _marks(filled: str, hollow: str) -> list[tuple[str, Line2D]]:
+    faces = {filled: "0.4", hollow: "white"}
+    return [(label, Line2D([], [], color="0.4", marker="o", linestyle="", mfc=face)) for label, face in faces.items()]
 
 
 def _plot_leading(axes: Axes, curves: Mapping[str, ScoredLayer], looks: Mapping[str, dict[str, Any]]) -> None:
@@ -148,15 +178,10 @@ def _plot_leading(axes: Axes, curves: Mapping[str, ScoredLayer], looks: Mapping[
 
 
 def _plot_by_depth(
-    axes: Axes,
-    last: int,
-    depths: Iterable[int],
-    values: Iterable[float],
-    errors: Iterable[float],
-    look: dict[str, Any],
+    axes: Axes, last: int, depths: Iterable[int], values: Iterable[tuple[float, float]], look: dict[str, Any]
 ) -> None:
-    """Values with error bars, in order of depth."""
-    x, y, error = zip(*sorted(zip(depths, values, errors, strict=True)), strict=True)
+    """Values with their errors, in order of depth."""
+    x, y, error = zip(*sorted((depth, *value) for depth, value in zip(depths, values, strict=True)), strict=True)
     axes.errorbar(x, y, error, **look, linestyle="")
     blocks = len(x) - (x[-1] == last)
     axes.plot(x[:blocks], y[:blocks], color=look["color"])
@@ -183,12 +208,3 @@ def _tick_counts(axes: Axes, largest: int) -> None:
     axes.set_yticks(ticks, [str(tick) for tick in ticks])
     axes.set_yticks([], minor=True)
     axes.set_ylim(-0.3, 1.2 * ticks[-1])
-
-
-def _tick_layers(axes: Axes, last: int, normed: bool) -> None:
-    """Ticks at some hidden states, and at `last_hidden_state`, which comes after them."""
-    step = math.ceil(last / MAX_LAYER_TICKS)
-    numbers = [number for number in range(0, last, step) if last - number >= step or not normed]
-    labels = [str(number) for number in numbers]
-    axes.set_xticks([*numbers, last] if normed else numbers, [*labels, "last"] if normed else labels)
-    axes.set_xlabel("hidden state")

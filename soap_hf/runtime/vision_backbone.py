@@ -54,10 +54,9 @@ def load_backbone(name_or_path: str, **kwargs: Any) -> PreTrainedModel:
     except BackboneError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as error:
-        raise BackboneError(
-            f"Backbone {name_or_path!r} cannot be loaded ({first_sentence(error)}); give the hub id or the folder of "
-            "a transformers vision model."
-        ) from error
+        known = "give the hub id or the folder of a transformers vision model"
+        way = "read its code, then pass trust_remote_code=True" if "trust_remote_code" in str(error) else known
+        raise BackboneError(f"Backbone {name_or_path!r} cannot be loaded ({first_sentence(error)}); {way}.") from error
     if inner is not None:
         path, backbone = _only_tower(backbone)
         missing = [key.removeprefix(f"{path}.") for key in missing if key.startswith(f"{path}.")]

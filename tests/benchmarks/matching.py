@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import Dinov2Config, Dinov2Model, ViTImageProcessorPil
 
-from soap_hf import Examples, SOAPModelWrapper, SOAPStatistics
+from soap_hf import Examples, SOAPModelWrapper, SOAPStatistics, evaluation
 from soap_hf.data.data_sets import open_dataset
 from soap_hf.evaluation.matching import match_views
 from soap_hf.evaluation.strength import STRENGTHS
@@ -27,7 +27,7 @@ def match_by_all_methods() -> Comparison:
     statistics = SOAPStatistics.from_tokens(*torch.randn(2, 8, 16, 16, 384))
     strengths = {f"{mu:g}": statistics.projection(mu).to(device) for mu in (*STRENGTHS, 5, 7, 9)}
     images = Examples(open_dataset(PHOTOS), num_images=IMAGES)
-    preprocess = head_preprocessor(model)
+    compared = evaluation.Comparison(model, -1, head_preprocessor(model), {"raw": strengths["0"], **strengths})
     views = torch.randn(2 * IMAGES, 3, SIZE, SIZE)
 
     @torch.no_grad()
@@ -35,9 +35,7 @@ def match_by_all_methods() -> Comparison:
         backbone(views.to(device)).last_hidden_state.cpu()
 
     candidates = {
-        "matching by 14 methods": lambda: match_views(
-            model, preprocess, {-1: {"raw": strengths["0"], **strengths}}, images, rule=ViewRule(), batch_size=16
-        ),
+        "matching by 14 methods": lambda: match_views([compared], images, rule=ViewRule(), batch_size=16),
         "bare forward passes": bare,
     }
     seconds = medians(candidates, repeats=7, warm_up=2, units=dict.fromkeys(candidates, IMAGES))
