@@ -34,9 +34,14 @@ def read_image(
     return image
 
 
+def image_path(value: Any) -> str | None:
+    """The path of an undecoded image, if it has one."""
+    return (value.get("path") if isinstance(value, dict) else getattr(value, "filename", None)) or None
+
+
 def image_name(value: Any, name: str) -> str:
     """The path of an undecoded image; `name` if it has none."""
-    return str((value.get("path") if isinstance(value, dict) else None) or name)
+    return image_path(value) or name
 
 
 def stop_if_too_many_bad(bad: Sequence[BadImage], max_fraction: float, seen: int, expected: int) -> None:

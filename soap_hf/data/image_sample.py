@@ -20,7 +20,7 @@ from transformers.utils import logging
 from ..compat import split_stream
 from ..runtime.errors import DataError, SOAPError, first_sentence
 from .data_sets import undecoded
-from .image_files import BadImage, image_name, read_image, stop_if_too_many_bad
+from .image_files import BadImage, image_name, image_path, read_image, stop_if_too_many_bad
 from .preprocessing import to_rgb
 
 logger = logging.get_logger(__name__)
@@ -30,25 +30,27 @@ SHUFFLE_BUFFER = 1000
 
 
 class Example(NamedTuple):
-    """One image: its name, its pixels (RGB), its mask (as the file has it), if there are masks, and its number.
+    """One image: its name, its pixels (RGB), its mask (as the file has it), if there are masks, its number and path.
 
-    The number is its row in the data set, or its position in a stream.
+    The number is its row in the data set, or its position in a stream; one that is no file has no path.
     """
 
     name: str
     image: Image.Image
     mask: Image.Image | None = None
     row: int = 0
+    path: str | None = None
 
 
 class Batch(NamedTuple):
-    """Some images of a sample: what was made of the readable ones, their names and positions, and the bad ones."""
+    """Some images of a sample: what was made of the readable ones, their names, positions, paths; and the bad ones."""
 
     values: Any  # a tensor of all of them if it is a tensor each, else a list
     names: list[str]
     positions: list[int]
     bad: list[BadImage]
-    refusal: SOAPError | None = None  # why the images are not to be used at all
+    paths: list[str | None]
+    refusal: SOAPError | None  # why the images are not to be used at all
 
     @property
     def num_images(self) -> int:
@@ -120,12 +122,12 @@ class ImageSample:
         """What one row holds; a `DataError` if its mask has another size, and masks may not be resized."""
         number = position if self.rows is None else self.rows[position]
         name = f"row {position} of the sample" if self.rows is None else f"row {number}"
-        name = image_name(row[self.column], name)
+        path, name = image_path(row[self.column]), image_name(row[self.column], name)
         image = read_image(row[self.column], name, to_rgb)
         if isinstance(image, BadImage):
             return image
         if self.mask_column is None:
-            return Example(name, image, row=number)
+            return Example(name, image, row=number, path=path)
         mask = read_image(row[self.mask_column], f"mask of {name}")
         if isinstance(mask, BadImage):
             return mask
@@ -136,7 +138,7 @@ class ImageSample:
                     f"{image.height}; mend it, or let masks be resized."
                 )
             mask = mask.resize(image.size, Image.Resampling.NEAREST)
-        return Example(name, image, mask, number)
+        return Example(name, image, mask, number, path)
 
     def batches(
         self,
@@ -230,6 +232,7 @@ class Item(NamedTuple):
     position: int
     value: Any
     name: str = ""
+    path: str | None = None
 
 
 def _read(row: dict[str, Any], position: int, sample: ImageSample, prepare: Callable[[Example], Any]) -> Item:
@@ -238,7 +241,9 @@ def _read(row: dict[str, Any], position: int, sample: ImageSample, prepare: Call
     except SOAPError as error:  # raised in a process that decodes, it would bring that one's traceback along
         return Item(position, error)
     try:
-        return Item(position, example if isinstance(example, BadImage) else prepare(example), example.name)
+        if isinstance(example, BadImage):
+            return Item(position, example, example.name)
+        return Item(position, prepare(example), example.name, example.path)
     except SOAPError as error:
         return Item(position, error)
     except Exception as error:  # resizing raises what it likes, and a MemoryError means this image alone
@@ -280,4 +285,5 @@ def _collate(items: Iterable[Item]) -> Batch:
     values: Any = [item.value for item in good]
     if good and refusal is None and all(isinstance(value, Tensor) for value in values):
         values = torch.stack(values)
-    return Batch(values, [item.name for item in good], [item.position for item in good], bad, refusal)
+    names, positions, paths = ([getattr(item, part) for item in good] for part in ("name", "position", "path"))
+    return Batch(values, names, positions, bad, paths, refusal)

@@ -19,7 +19,7 @@ from ..heads.running import head_preprocessor
 from ..layout.probing import evaluation_mode
 from ..runtime.errors import DataError, OutputError
 from ..runtime.patch_layout import POOLINGS, Pooling
-from .feature_files import FEATURE_FILES, FEATURES, ROWS
+from .feature_files import FEATURE_FILES, check_columns
 
 
 @dataclass(kw_only=True)
@@ -63,9 +63,10 @@ def extract_features(
     Args:
         head (`str` or [`SOAPModelWrapper`]): folder, hub id or live model.
         dataset: hub id, folder of images, parquet file, or a `datasets.Dataset`.
-        output (`str` or `os.PathLike`): a `.parquet` file with the data set's other columns and a column `features`
-            (float32 lists of one length); or a `.safetensors` file with float32 `features` `(N, ...)`, `rows` `(N,)`
-            in the data set, and its columns of numbers.
+        output (`str` or `os.PathLike`): a `.parquet` file with the data set's other columns, `row` in the data set,
+            `file_name` (below the folder if it is one; empty for an image that is no file) and `features` (float32
+            lists of one length); or a `.safetensors` file with float32 `features` `(N, ...)`, `rows` `(N,)`, its
+            columns of numbers, and `file_names` as JSON in the file's metadata.
         arguments: the fields of [`ExtractArguments`]: `pooling="mean"`, `image_column="image"`, `split=None`,
             `config_name=None`, `image_size=None`, `batch_size=32`, `num_workers=None`, `max_bad_fraction=0.01`,
             `dtype=None`, `device=None`, `revision=None`, `token=None`, `trust_remote_code=False`, `progress=True`.
@@ -88,8 +89,8 @@ def extract_features(
         raise DataError("Features are extracted from data sets of known length, not from streams; open it without.")
     sample = ImageSample(opened, chosen.image_column, None, None)
     columns = opened.remove_columns(chosen.image_column).with_format("arrow")
-    if taken := {FEATURES, ROWS} & set(columns.column_names):
-        raise DataError(f"The data set has a column {taken.pop()!r} already; rename it with dataset.rename_column.")
+    root = dataset if isinstance(dataset, (str, os.PathLike)) and os.path.isdir(dataset) else None
+    check_columns(columns, target.suffix)
     written = 0
     with replacing(target) as temporary:  # before anything long: can it be written?
         model = _load(head, chosen)
@@ -98,11 +99,20 @@ def extract_features(
         with FEATURE_FILES[target.suffix](temporary, columns.features) as write:
             for batch in sample.read(prepare, size, chosen.num_workers, phase="features", **reading):
                 others = columns[batch.positions] if columns.column_names else None
-                write(_features(model, batch.values, chosen.pooling), batch.positions, others)
+                names = [path and _below(path, root) for path in batch.paths]
+                write(_features(model, batch.values, chosen.pooling), batch.positions, names, others)
                 written += len(batch.positions)
             if not written:
                 raise DataError("The data set holds no readable image.")
     return written
+
+
+def _below(path: str, root: str | os.PathLike | None) -> str:
+    """A file's name as others may read it: below its folder, or else without any."""
+    below = (
+        os.path.relpath(path, root) if root is not None else os.path.basename(path) if os.path.isabs(path) else path
+    )
+    return Path(below).as_posix()
 
 
 def _load(head: Any, chosen: ExtractArguments) -> SOAPModelWrapper:

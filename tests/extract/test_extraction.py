@@ -1,9 +1,12 @@
 """Extracted features are those of the wrapper, in order, beside the columns of the data set; or there is no file."""
 
+import json
+
 import pyarrow.parquet as pq
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Image, load_dataset
+from datasets import Array2D, ClassLabel, Dataset, Features, Image, List, Value, load_dataset
+from safetensors import safe_open
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -41,7 +44,8 @@ def test_parquet_holds_pooled_features_and_the_other_columns(model, labelled, po
     target = tmp_path / "features.parquet"
     assert extract_features(model, labelled, target, pooling=pooling, batch_size=4, progress=False) == 21
     loaded = load_dataset("parquet", data_files=str(target), split="train", cache_dir=str(tmp_path / "cache"))
-    assert loaded.column_names == ["name", "label", "features"]
+    assert loaded.column_names == ["name", "label", "row", "file_name", "features"]
+    assert loaded["row"][:] == list(range(21))
     assert loaded["name"] == labelled["name"]
     assert loaded.features["label"] == labelled.features["label"]
     features = torch.tensor(loaded["features"][:])
@@ -134,3 +138,52 @@ def test_the_command_writes_a_file_and_refuses_to_overwrite_one(mae_folder, phot
     assert load_file(output)["features"].shape == (64, 2 * 192)
     assert isinstance(run(app, arguments).exception, SOAPError)
     assert run(app, [*arguments, "--overwrite", "--quiet"]).output == ""
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".safetensors"])
+def test_each_row_says_which_file_it_is_of(model, ending, tmp_path):
+    folder, names = tmp_path / "birds", ["crane/1.png", "crane/2.png", "ibis/1.png", "ibis/3.png"]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        noise_image(len(name)).save(folder / name)
+    (folder / "crane/2.png").write_bytes(b"no image")
+    target = tmp_path / f"features{ending}"
+    assert extract_features(model, folder, target, progress=False) == 3
+    kept = [name for name in names if name != "crane/2.png"]
+    if ending == ".parquet":
+        table = pq.read_table(target)
+        found, rows = table["file_name"].to_pylist(), table["row"].to_pylist()
+    else:
+        with safe_open(target, "pt") as file:
+            found, rows = json.loads(file.metadata()["file_names"]), file.get_tensor("rows").tolist()
+    assert (found, rows) == (kept, [0, 2, 3])
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".safetensors"])
+def test_columns_of_any_kind_are_kept_or_left_out(model, labelled, ending, tmp_path):
+    grids = [[[number, 1], [2, 3]] for number in range(21)]
+    kinds = {
+        "grid": (grids, Array2D((2, 2), "int32")),
+        "boxes": (grids, List(List(Value("int64")))),
+        "text": ([None, *"abcdefghijklmnopqrst"], Value("string")),
+        "share": ([None, *map(float, range(20))], Value("float32")),
+        "raw": ([b"x"] * 21, Value("binary")),
+    }
+    columns = {"image": labelled["image"][:], **{name: values for name, (values, _) in kinds.items()}}
+    features = Features({"image": Image(), **{name: kind for name, (_, kind) in kinds.items()}})
+    rows, target = Dataset.from_dict(columns, features=features), tmp_path / f"features{ending}"
+    extract_features(model, rows, target, batch_size=4, progress=False)
+    if ending == ".parquet":
+        loaded = load_dataset("parquet", data_files=str(target), split="train", cache_dir=str(tmp_path / "cache"))
+        assert {name: loaded.features[name] for name in kinds} == {name: kind for name, (_, kind) in kinds.items()}
+        assert all(loaded[name][:] == values for name, (values, _) in kinds.items())
+    else:
+        assert set(load_file(target)) == {"features", "rows", "share"}
+
+
+def test_whole_numbers_that_lack_are_kept_in_parquet_and_refused_in_tensors(model, labelled, tmp_path):
+    rows = labelled.add_column("age", [None, *range(20)])
+    extract_features(model, rows, tmp_path / "features.parquet", progress=False)
+    assert pq.read_table(tmp_path / "features.parquet")["age"].to_pylist() == [None, *range(20)]
+    with pytest.raises(DataError, match="Column 'age' lacks a whole number in some rows"):
+        extract_features("no head is looked for", rows, tmp_path / "features.safetensors")
