@@ -2,12 +2,27 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 from datasets import Image as ImageFeature
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..runtime.errors import DataError, first_sentence
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How an image is turned to be seen upright, by its EXIF orientation."""
+
+SIDEWAYS = {TURNS[orientation] for orientation in (5, 6, 7, 8)}
+"""Those that make rows of columns."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,34 @@ def image_path(value: Any) -> str | None:
 def image_name(value: Any, name: str) -> str:
     """The path of an undecoded image; `name` if it has none."""
     return image_path(value) or name
+
+
+def turned_with_image(
+    mask: Image.Image, mask_value: Any, image: Image.Image, image_value: Any
+) -> tuple[Image.Image, list[str]]:
+    """A mask turned as the EXIF of its image says, if it has the size in which that is stored; and a note of it.
+
+    Not if the mask says itself how to turn it, or if the image is one in memory, which nothing has turned.
+    """
+    turn = TURNS.get(_orientation(image_value))
+    if turn is None or _orientation(mask_value) in TURNS:
+        return mask, []
+    stored = image.size[::-1] if turn in SIDEWAYS else image.size
+    if mask.size != stored:
+        return mask, []
+    return mask.transpose(turn), ["masks were turned as the EXIF orientation of their images says"]
+
+
+def _orientation(value: Any) -> int:
+    """The EXIF orientation of an undecoded image, 1 if it says none."""
+    value = {"bytes": value, "path": None} if isinstance(value, bytes) else value
+    if not isinstance(value, dict):
+        return 1
+    try:
+        with Image.open(value["path"] if value["bytes"] is None else BytesIO(value["bytes"])) as image:
+            return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # EXIF that cannot be read turns nothing
+        return 1
 
 
 def stop_if_too_many_bad(bad: Sequence[BadImage], max_fraction: float, seen: int, expected: int) -> None:

@@ -20,7 +20,7 @@ from transformers.utils import logging
 from ..compat import split_stream
 from ..runtime.errors import DataError, SOAPError, first_sentence
 from .data_sets import undecoded
-from .image_files import BadImage, image_name, image_path, read_image, stop_if_too_many_bad
+from .image_files import BadImage, image_name, image_path, read_image, stop_if_too_many_bad, turned_with_image
 from .preprocessing import to_rgb
 
 logger = logging.get_logger(__name__)
@@ -40,6 +40,7 @@ class Example(NamedTuple):
     mask: Image.Image | None = None
     row: int = 0
     path: str | None = None
+    notes: Sequence[str] = ()
 
 
 class Batch(NamedTuple):
@@ -50,6 +51,7 @@ class Batch(NamedTuple):
     positions: list[int]
     bad: list[BadImage]
     paths: list[str | None]
+    notes: list[tuple[str, str]]  # what was done to which
     refusal: SOAPError | None  # why the images are not to be used at all
 
     @property
@@ -131,14 +133,17 @@ class ImageSample:
         mask = read_image(row[self.mask_column], f"mask of {name}")
         if isinstance(mask, BadImage):
             return mask
+        mask, notes = turned_with_image(mask, row[self.mask_column], image, row[self.column])
         if mask.size != image.size:
             if not self.resize_masks:
                 raise DataError(
                     f"The mask of {name} has {mask.width} x {mask.height} pixels, but the image {image.width} x "
                     f"{image.height}; mend it, or let masks be resized."
                 )
+            if abs(mask.width * image.height / mask.height - image.width) > max(2, 0.02 * image.width):
+                notes = [*notes, "masks have another aspect ratio than their images, and were stretched"]
             mask = mask.resize(image.size, Image.Resampling.NEAREST)
-        return Example(name, image, mask, number, path)
+        return Example(name, image, mask, number, path, notes)
 
     def batches(
         self,
@@ -196,10 +201,13 @@ class ImageSample:
         bar that `progress` shows; the other arguments are those of `batches`.
         """
         self.bad_images = []
+        noted: dict[str, list[str]] = {}
         seen, expected = 0, SHUFFLE_BUFFER if self.available is None else self.available
         with tqdm(total=self.available, desc=phase, unit=" images", disable=not progress) as bar:
             for batch in self.batches(prepare, batch_size, num_workers):
                 self.bad_images += batch.bad
+                for note, name in batch.notes:
+                    noted.setdefault(note, []).append(name)
                 seen += batch.num_images
                 stop_if_too_many_bad(self.bad_images, max_bad_fraction, seen, max(seen, expected))
                 if batch.positions:
@@ -208,6 +216,8 @@ class ImageSample:
         if self.bad_images:
             names = ", ".join(map(str, self.bad_images))
             logger.warning(f"{len(self.bad_images)} unreadable images were skipped: {names}.")
+        for note, which in noted.items():
+            logger.warning(f"{len(which)} {note}: {', '.join(which[:5])}{' …' if len(which) > 5 else ''}.")
 
 
 def default_workers(num_images: int | None) -> int:
@@ -233,6 +243,7 @@ class Item(NamedTuple):
     value: Any
     name: str = ""
     path: str | None = None
+    notes: Sequence[str] = ()
 
 
 def _read(row: dict[str, Any], position: int, sample: ImageSample, prepare: Callable[[Example], Any]) -> Item:
@@ -243,7 +254,7 @@ def _read(row: dict[str, Any], position: int, sample: ImageSample, prepare: Call
     try:
         if isinstance(example, BadImage):
             return Item(position, example, example.name)
-        return Item(position, prepare(example), example.name, example.path)
+        return Item(position, prepare(example), example.name, example.path, example.notes)
     except SOAPError as error:
         return Item(position, error)
     except Exception as error:  # resizing raises what it likes, and a MemoryError means this image alone
@@ -286,4 +297,5 @@ def _collate(items: Iterable[Item]) -> Batch:
     if good and refusal is None and all(isinstance(value, Tensor) for value in values):
         values = torch.stack(values)
     names, positions, paths = ([getattr(item, part) for item in good] for part in ("name", "position", "path"))
-    return Batch(values, names, positions, bad, paths, refusal)
+    notes = [(note, item.name) for item in good for note in item.notes]
+    return Batch(values, names, positions, bad, paths, notes, refusal)

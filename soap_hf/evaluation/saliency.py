@@ -1,10 +1,10 @@
 """Saliency without training: TokenCut on raw and on clean patch tokens, against masks drawn by people."""
 
+from collections import Counter
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 from transformers.utils import logging
 
@@ -13,6 +13,7 @@ from ..runtime.errors import DataError
 from .bilateral_solver import BilateralGrid, largest_region
 from .comparison import Comparison
 from .examples import Examples, short_names
+from .masks import USUAL, Mask, read_mask
 from .methods import layer_statistics
 from .results import Results
 from .saliency_metrics import accuracy, e_measure, f_measures, iou, s_measure
@@ -28,19 +29,24 @@ METRICS = (
 
 
 REASONS = {
-    "empty_masks": "have an empty mask (no level above 127)",
+    "empty_masks": "have an empty mask, and are left out",
     "shrunk_images": f"have more than {MAX_PATCHES} patches and were shrunk for the backbone",
 }
 """What may surprise of an image, by the summary's counts of it; anything else is that nothing was divided."""
 
 
 class Pair(NamedTuple):
-    """An image `(H, W, 3)` uint8, the same for the backbone `(3, h, w)` uint8, and its object `(H, W)` bool."""
+    """An image `(H, W, 3)` uint8, the same for the backbone `(3, h, w)` uint8, and its object."""
 
     image: np.ndarray
     rgb: Tensor
     shrunk: bool
-    truth: np.ndarray
+    mask: Mask
+
+    @property
+    def truth(self) -> np.ndarray:
+        """The object, `(H, W)` bool."""
+        return self.mask.object
 
 
 def evaluate_saliency(
@@ -58,11 +64,12 @@ def evaluate_saliency(
     All methods have one rule for the seed (`token_cut`), one for up-sampling (nearest), and one bilateral grid per
     image. The backbone sees an image in its own size, to the nearest whole patch (Lanczos), with the image
     processor's mean and std but without its crop; one of more than 4,096 patches is shrunk to about that many. Where
-    there is nothing to divide, as on an image of one colour, the mask is empty. Both are counted.
+    there is nothing to divide, as on an image of one colour, the mask is empty. Both are counted. An image in whose
+    mask there is no object is left out, and counted too.
 
     Args:
         comparison ([`Comparison`]): the head and its methods.
-        examples ([`Examples`]): images with masks, as `object_in_mask` reads them.
+        examples ([`Examples`]): images with masks, as `read_mask` reads them.
         bilateral (`bool`, defaults to `True`): measure after refinement by the fast bilateral solver, too.
         image_size (`(height, width)`, *optional*): resize all images to that, for a backbone that takes no other.
         centred (`bool`, defaults to `False`): take the fit's mean token from the raw tokens first, before any method,
@@ -77,23 +84,31 @@ def evaluate_saliency(
         F-measure at the threshold that is best for the mean over all images, so that its mean is the usual maximal F.
 
     Raises:
-        DataError: an example has no mask.
+        DataError: an example has no mask, or every mask is empty or full.
         HeadError: `centred`, but the head was saved without statistics.
         BackboneError: the backbone cannot take the size of an image.
         NonFiniteTokensError: a token holds NaN or Inf.
     """
     offset = layer_statistics(comparison.model, comparison.layer).mean if centred else None
     prepare = partial(_pair, stride=patch_stride(comparison), image_size=image_size)
+    if not any(shows for batch in examples.batches(_shows_object) for shows in batch.values):
+        raise DataError("Every mask is empty or full, so that there is no object to find; check the masks.")
     names: list[str] = []
-    measured: list[dict[str, float | np.ndarray]] = []
+    measured: list[dict[str, float | np.ndarray] | None] = []
     noted: list[list[str]] = []
+    readings: Counter[str] = Counter()
     for batch in examples.batches(prepare, progress=progress):
         for name, pair in zip(batch.names, batch.values, strict=True):
             names.append(name)
-            noted.append(["empty_masks"] * (not pair.truth.any()) + ["shrunk_images"] * pair.shrunk)
-            measured.append(_measure(comparison, pair, bilateral, offset, noted[-1]))
+            if pair.truth.any():
+                noted.append(["shrunk_images"] * pair.shrunk)
+                measured.append(_measure(comparison, pair, bilateral, offset, noted[-1]))
+                readings[pair.mask.reading] += 1
+            else:
+                noted.append(["empty_masks"])
+                measured.append(None)
     names = short_names(names)
-    counts = {"images": len(names), "bad_images": len(examples.bad_images)}
+    counts = {"images": len(names) - noted.count(["empty_masks"]), "bad_images": len(examples.bad_images)}
     for kind in ("empty_masks", "shrunk_images", *(f"undivided_{method}" for method in comparison.methods)):
         which = [name for name, own in zip(names, noted, strict=True) if kind in own]
         counts[kind] = len(which)
@@ -101,38 +116,42 @@ def evaluate_saliency(
             undivided = f"leave nothing to divide ({kind}), so that the mask found is empty (centred may help)"
             some = ", ".join(which[:5]) + (" …" if len(which) > 5 else "")
             logger.warning(f"{len(which)} images {REASONS.get(kind, undivided)}: {some}.")
-    rows: list[dict[str, Any]] = [{"image": name} for name in names]
+    if readings.keys() - USUAL:
+        told = ", ".join(f"{reading} ({count})" for reading, count in readings.most_common())
+        logger.warning(f"The object in the masks was read from {told}.")
+    whole = [own for own in measured if own is not None]
+    rows: list[dict[str, Any]] = [
+        {"image": name} for name, own in zip(names, measured, strict=True) if own is not None
+    ]
     for column in (f"{method}_{metric}" for metric in METRICS for method in comparison.methods):
-        if column in measured[0]:
-            values = np.array([own[column] for own in measured])
+        if column in whole[0]:
+            values = np.array([own[column] for own in whole])
             if values.ndim == 2:  # curves: their values at the threshold which is best for their mean
                 values = values[:, values.mean(axis=0).argmax()]
             for row, value in zip(rows, values.tolist(), strict=True):
                 row[column] = value
     size = "own" if image_size is None else list(image_size)
-    settings = {"image_size": size, "bilateral": bilateral, "centred": centred}
+    settings = {"image_size": size, "bilateral": bilateral, "centred": centred, "masks": dict(readings)}
     return comparison.results("saliency", rows, METRICS, counts=counts, command=command, **settings)
 
 
-def object_in_mask(mask: Image.Image) -> np.ndarray:
-    """The object in a mask file, `(H, W)` bool: levels above 127; in a mask without a level above 1, those of 1.
+def _mask(example: Example) -> Mask:
+    if example.mask is None:
+        raise DataError(f"{example.name} has no mask; give a folder of masks, or name the mask column.")
+    return read_mask(example.mask)
 
-    Example:
-        >>> object_in_mask(Image.new("L", (2, 1), 255))
-        array([[ True,  True]])
-    """
-    levels = np.array(mask if mask.mode.startswith("I") else mask.convert("L"))
-    return levels > (127 if levels.max() > 1 else 0)
+
+def _shows_object(example: Example) -> bool:
+    found = _mask(example).object
+    return bool(found.any() and not found.all())
 
 
 def _pair(example: Example, stride: int, image_size: tuple[int, int] | None) -> Pair:
     """Runs in the processes that decode."""
-    if example.mask is None:
-        raise DataError(f"{example.name} has no mask; give a folder of masks, or name the mask column.")
     own_size = example.image.height, example.image.width
     rgb = resized(example.image, image_size or in_whole_patches(own_size, stride))
     shrunk = image_size is None and is_shrunk(own_size, stride)
-    return Pair(np.array(example.image), rgb, shrunk, object_in_mask(example.mask))
+    return Pair(np.array(example.image), rgb, shrunk, _mask(example))
 
 
 def _measure(
