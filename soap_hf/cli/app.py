@@ -4,9 +4,9 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from ..compat import argument_error
+from ..heads.printing import failure, show
 from ..runtime.errors import SOAPError, first_sentence
 from ..version import __version__
 from .evaluate import Knn, Matching, Position, Saliency, Segmentation
@@ -46,7 +46,7 @@ for evaluation in (Matching, Position, Knn, Segmentation, Saliency):
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(__version__)
+        show(__version__)
         raise typer.Exit
 
 
@@ -64,7 +64,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     try:
-        sys.exit(app(arguments or ["--help"], standalone_mode=False))
+        status = app(arguments or ["--help"], standalone_mode=False)
     except Exception as error:
         if debug:
             raise
@@ -73,5 +73,8 @@ def main() -> None:
             message, status = error.format_message(), error.exit_code
         elif not isinstance(error, SOAPError):
             message = f"{type(error).__name__}: {first_sentence(error)} (run again with --debug for the traceback)"
-        Console(stderr=True, soft_wrap=True).print(f"Error: {message}", markup=False, highlight=False)
-        sys.exit(status)
+        show(f"Error: {message}", to_stderr=True)
+    problem = failure()
+    if problem is not None and not isinstance(problem, BrokenPipeError):
+        show(f"Error: not everything could be printed ({first_sentence(problem)}).", to_stderr=True)
+    sys.exit(status or int(problem is not None))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from rich.console import Console
 
 from ..data.data_sets import open_dataset, public_name
 from ..evaluation.arguments import EvaluationArguments
@@ -26,6 +25,7 @@ from ..fitting.processes import find_device
 from ..heads.card import refresh_card
 from ..heads.model import SOAPModelWrapper
 from ..heads.opening import EVALUATIONS_FOLDER
+from ..heads.printing import show
 from ..runtime.errors import DataError
 from .options import DatasetName, Head, hide_progress_bars, options_of, values_of
 
@@ -56,16 +56,16 @@ class Evaluation(options_of(EvaluationArguments)):  # type: ignore[misc]
         if self.output is not None:
             check_output_folder(self.output, self.overwrite)
         found = self.measure()
-        Console().print(results_table(found.summary, found.name))
+        if self.output is not None:
+            summary = {"evaluation": found.name, "dataset": public_name(self.dataset), **found.summary}
+            write_results(self.output, found.name, found.rows, summary)
+            if self.output.absolute().parent == Path(self.head).absolute() / EVALUATIONS_FOLDER:
+                refresh_card(Path(self.head))
+        show(results_table(found.summary, found.name))
         for name, group in found.summary.get("groups", {}).items():
-            Console().print(results_table(group, f"{found.name}: {name} ({group['counts']['images']})"))
-        if self.output is None:
-            return
-        summary = {"evaluation": found.name, "dataset": public_name(self.dataset), **found.summary}
-        write_results(self.output, found.name, found.rows, summary)
-        typer.echo(f"Results written to {self.output}")
-        if self.output.absolute().parent == Path(self.head).absolute() / EVALUATIONS_FOLDER:
-            refresh_card(Path(self.head))
+            show(results_table(group, f"{found.name}: {name} ({group['counts']['images']})"))
+        if self.output is not None:
+            show(f"Results written to {self.output}")
 
     def measure(self) -> Results:
         """What this evaluation finds."""

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from ..extract.extraction import ExtractArguments, extract_features
+from ..heads.printing import show
 from ..runtime.errors import OutputError
-from .options import DatasetName, Head, options_of, values_of
+from .options import DatasetName, Head, hide_progress_bars, options_of, values_of
 
 ExtractOptions: Any = options_of(ExtractArguments)
 
@@ -26,6 +27,8 @@ class Extract(ExtractOptions):
         """Extracts."""
         if self.output.exists() and not self.overwrite:
             raise OutputError(f"{self.output} exists; choose another file or pass --overwrite.")
+        if not self.progress:
+            hide_progress_bars()
         count = extract_features(self.head, self.dataset, self.output, **values_of(self, ExtractArguments))
         if self.progress:
-            typer.echo(f"Features of {count} images written to {self.output}")
+            show(f"Features of {count} images written to {self.output}")

@@ -11,6 +11,7 @@ from ..data.arguments import parse_image_size
 from ..evaluation.examples import open_image
 from ..files import check_output_folder, staging_folder
 from ..heads.opening import HeadRecord
+from ..heads.printing import show
 from ..runtime.errors import DataError, HeadError, MissingExtraError
 from .evaluate import load_head
 from .options import Head, Revision, Token, hide_progress_bars
@@ -92,7 +93,7 @@ def draw_figures(
             (staging / name).write_bytes(content)
     if not quiet:
         for name in drawn:
-            typer.echo(f"Figure written to {output / name}")
+            show(f"Figure written to {output / name}")
 
 
 def _drawn(drawings: Mapping[str, Callable[[], "Figure"]]) -> dict[str, bytes]:
@@ -112,5 +113,5 @@ def _drawn(drawings: Mapping[str, Callable[[], "Figure"]]) -> dict[str, bytes]:
     if not drawn:
         raise HeadError(next(iter(reasons.values())))
     for name, reason in reasons.items():
-        typer.echo(f"No {name}: {reason}", err=True)
+        show(f"No {name}: {reason}", to_stderr=True)
     return drawn

@@ -12,6 +12,7 @@ from ..fitting.checkpoint import remove_checkpoint
 from ..fitting.fit import fit_soap
 from ..fitting.processes import join_processes
 from ..heads.hub import Push, check_push, push_head
+from ..heads.printing import show
 from ..heads.report import print_report
 from ..heads.saving import refuse_other_model
 from ..runtime.errors import first_sentence
@@ -67,9 +68,9 @@ class Fit(FitOptions):
         model.save_pretrained(self.output, include_backbone=self.include_backbone, figures=figures)
         remove_checkpoint(checkpoint)
         if self.progress:
-            typer.echo(f"Head written to {self.output}")
+            show(f"Head written to {self.output}")
         if push is not None:
-            typer.echo(f"Head pushed to {push_head(self.output, push)}")
+            show(f"Head pushed to {push_head(self.output, push)}")
 
 
 @dataclass(kw_only=True)
@@ -103,5 +104,5 @@ def figures_of(model: Any) -> dict[str, bytes]:
 
         return head_figures(model)
     except Exception as error:
-        typer.echo(f"No figures: {first_sentence(error)}.", err=True)
+        show(f"No figures: {first_sentence(error)}.", to_stderr=True)
         return {}

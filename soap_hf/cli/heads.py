@@ -8,6 +8,7 @@ import typer
 
 from ..heads.hub import Push, push_head
 from ..heads.opening import HeadRecord
+from ..heads.printing import show
 from ..heads.report import print_report
 from .options import BackboneId, Head, IncludeBackbone, Private, Revision, Token, values_of
 
@@ -36,4 +37,4 @@ class PushHead:
 
     def run(self) -> None:
         """Pushes."""
-        typer.echo(f"Head pushed to {push_head(self.head, Push(**values_of(self, Push)))}")
+        show(f"Head pushed to {push_head(self.head, Push(**values_of(self, Push)))}")

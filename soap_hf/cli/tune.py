@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
-from rich.console import Console
 
 from ..data.data_sets import open_dataset
 from ..evaluation.arguments import EvaluationArguments
@@ -15,6 +14,7 @@ from ..evaluation.strength import StrengthChoice, choose_mu
 from ..evaluation.views import ViewRule
 from ..files import check_output_folder
 from ..heads.model import SOAPModelWrapper
+from ..heads.printing import show
 from ..heads.saving import refuse_other_model
 from ..runtime.errors import MissingExtraError, OutputError
 from .evaluate import Split, load_head
@@ -59,16 +59,16 @@ class Tune(TuneOptions, RuleOptions):
             choice = choices[name] = choose_mu(model, examples, rule=rule, **options)
             if name == self.head:
                 tuned = model
-            Console().print(choice.table())
-            Console(soft_wrap=True).print(choice.reason, markup=False, highlight=False)
+            show(choice.table())
+            show(choice.reason)
         picture = _drawn(choices)
         if self.figure is not None and picture is not None:
             self.figure.write_bytes(picture)
-            typer.echo(f"Figure written to {self.figure}")
+            show(f"Figure written to {self.figure}")
         if target is not None:
             _write(tuned, choices[self.head], target, picture, chosen.seed)
         elif choices[self.head].mu != tuned.config.mu:
-            typer.echo("Nothing was changed; pass --apply or --output to give the head that strength.")
+            show("Nothing was changed; pass --apply or --output to give the head that strength.")
 
     def _target(self) -> Path | None:
         """The folder to write to, checked before the work."""
@@ -92,7 +92,7 @@ def _write(model: SOAPModelWrapper, choice: StrengthChoice, folder: Path, pictur
     model.config.checks = check_of_choice(choice, len(model.config.layers), seed)
     figures = figures_of(model) | ({"matching_curve.png": picture} if picture else {})
     model.save_pretrained(folder, figures=figures)
-    typer.echo(f"Head with mu={choice.mu:g} written to {folder}")
+    show(f"Head with mu={choice.mu:g} written to {folder}")
 
 
 def _drawn(choices: dict[str, StrengthChoice]) -> bytes | None:
@@ -100,6 +100,6 @@ def _drawn(choices: dict[str, StrengthChoice]) -> bytes | None:
     try:
         from ..figures import matching_curve, to_png  # matplotlib comes with an extra
     except MissingExtraError as error:
-        typer.echo(f"No picture of the curve: {error}", err=True)
+        show(f"No picture of the curve: {error}", to_stderr=True)
         return None
     return to_png(matching_curve({Path(name).name: choice for name, choice in choices.items()}))

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-from rich.console import Console
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
@@ -17,6 +16,7 @@ from ..evaluation.check import check_head
 from ..evaluation.examples import Examples
 from ..evaluation.strength import choose_mu
 from ..heads.model import SOAPModelWrapper
+from ..heads.printing import show
 from ..heads.report import print_report
 from ..layout.backbone import OpenedBackbone
 from ..layout.detection import PatchLayout
@@ -183,8 +183,8 @@ def _matching_mu(model: SOAPModelWrapper, parts: Split, preprocess: ImagePreproc
         logger.warning(f'The strength stays at "auto", since matching could not choose one: {error}')
         return "auto"
     if chosen.progress:
-        Console().print(choice.table())
-        Console().print(choice.reason, markup=False, highlight=False)
+        show(choice.table())
+        show(choice.reason)
     return choice.mu
 
 

@@ -3,27 +3,26 @@
 from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
 from rich.table import Column, Table
 
 from ..statistics.semantic_invariance import NEGLIGIBLE_WEIGHT
 from .config import SOAPConfig
+from .printing import show
 
 FEW_LAYERS = 3
 """Up to this many layers get a table each, more share one."""
 
 
-def print_report(config: SOAPConfig, console: Console | None = None) -> None:
+def print_report(config: SOAPConfig) -> None:
     """Prints the highest-scoring components of each layer and the provenance of a head."""
-    console = console or Console()
     if len(config.layers) > FEW_LAYERS:
-        console.print(_depth_table(config))
+        show(_depth_table(config))
     else:
         for layer, components in zip(config.layers, config.components, strict=False):
-            console.print(_component_table(components, f"layer {layer}" if len(config.layers) > 1 else None))
+            show(_component_table(components, f"layer {layer}" if len(config.layers) > 1 else None))
     for line in summary(config):
         # without control characters, which a foreign head could send to the terminal
-        console.print("".join(filter(str.isprintable, line)), markup=False, highlight=False)
+        show("".join(filter(str.isprintable, line)))
 
 
 def _depth_table(config: SOAPConfig) -> Table:
