@@ -112,11 +112,7 @@ def fit_soap(
     )
     opened.forget_probes()
     images = open_dataset(
-        dataset,
-        split=chosen.split,
-        config_name=chosen.config_name,
-        streaming=chosen.streaming,
-        token=chosen.token,
+        dataset, split=chosen.split, config_name=chosen.config_name, streaming=chosen.streaming, token=chosen.token
     )
     parts = split_images(images, chosen)
     sample = parts.fitted

@@ -90,8 +90,7 @@ def _say_what_is_fitted(chosen: FitArguments, available: int, asked: int, found:
     wanted = chosen.num_images
     if wanted is not None and asked < wanted and not found:
         on_main(
-            logger.warning,
-            f"The data set has {available} images, fewer than the {wanted} asked for: all are used.",
+            logger.warning, f"The data set has {available} images, fewer than the {wanted} asked for: all are used."
         )
     elif found and asked + found == available and (wanted is None or asked < wanted):
         on_main(
