@@ -33,19 +33,27 @@ def parse_bytes(size: int | str) -> int:
     return number
 
 
-def bytes_of_image(tokens: LayerTokens, halve: bool = False) -> int:
-    """Memory that the tokens of one image take, all layers.
+class Packed(NamedTuple):
+    """Patch tokens as a cache holds them."""
 
-    Args:
-        tokens (`dict[int, torch.Tensor]`): of one batch.
-        halve (`bool`, defaults to `False`): as a halving [`TokenCache`] keeps them.
-    """
-    total = 0
-    for patches in tokens.values():
-        wide = halve and patches.element_size() > 2
-        width = patches.shape[-1] * (2 if wide else patches.element_size()) + (4 if wide else 0)
-        total += patches[0].numel() // patches.shape[-1] * width
-    return total
+    values: Tensor
+    scale: Tensor | None = None
+
+    def halved(self) -> "Packed":
+        """In 16 bits."""
+        if self.values.element_size() <= 2:
+            return self
+        scale = self.values.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        return Packed((self.values / scale).half(), scale.float())
+
+    def tokens(self) -> Tensor:
+        """The patch tokens."""
+        return self.values if self.scale is None else self.values.float() * self.scale
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take."""
+        return self.values.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
 
 class TokenCache:
@@ -105,24 +113,6 @@ class TokenCache:
         return {layer: each.halved() for layer, each in packed.items()} if self._halving else packed
 
 
-class Packed(NamedTuple):
-    """Patch tokens as a cache holds them."""
-
-    values: Tensor
-    scale: Tensor | None = None
-
-    def halved(self) -> "Packed":
-        """In 16 bits."""
-        if self.values.element_size() <= 2:
-            return self
-        scale = self.values.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        return Packed((self.values / scale).half(), scale.float())
-
-    def tokens(self) -> Tensor:
-        """The patch tokens."""
-        return self.values if self.scale is None else self.values.float() * self.scale
-
-
 PROBE_IMAGES = 64
 """Real and synthetic images, of each, by whose tokens a fit judges on its way whether it has settled."""
 
@@ -138,7 +128,8 @@ def plan_cache(tokens: LayerTokens, budget: int, step_size: int) -> tuple[TokenC
     Raises:
         DataError: the budget is too small for one step; says how much is needed.
     """
-    whole, halved = bytes_of_image(tokens), bytes_of_image(tokens, halve=True)
+    packed = [Packed(patches[:1]) for patches in tokens.values()]  # of one image
+    whole, halved = (sum(each.nbytes for each in some) for some in (packed, [each.halved() for each in packed]))
     num_probes = max(1, min(PROBE_IMAGES, budget // (8 * whole)))
     left = budget - num_probes * whole
     if left < step_size * halved:
