@@ -80,11 +80,9 @@ def _parquet_arguments(path: Path) -> dict[str, Any]:
     """Arguments of `load_dataset` for a parquet file or a folder of them."""
     if path.is_file() and path.suffix != ".parquet":
         raise DataError(f"{path} is a file but not parquet; give a folder of images or a parquet file.")
-    if path.is_file():
-        return {"path": "parquet", "data_files": str(path)}
-    if any(path.rglob("*.parquet")):
-        return {"path": "parquet", "data_files": str(path / "**" / "*.parquet")}
-    raise DataError(f"Folder {path} holds neither images nor parquet files; give a folder that does.")
+    if path.is_dir() and not any(path.rglob("*.parquet")):
+        raise DataError(f"Folder {path} holds neither images nor parquet files; give a folder that does.")
+    return {"path": "parquet", "data_files": str(path if path.is_file() else path / "**" / "*.parquet")}
 
 
 def _image_folder(path: Path) -> DatasetDict | None:
@@ -143,9 +141,8 @@ def undecoded(
     known: dict[str, Any] = next(iter(dataset), {}) if features is None else features
     for option, column in columns.items():
         if column not in known:
-            raise DataError(
-                f"The data set has no column {column!r}; choose one of {', '.join(known) or 'none'} with {option}=…."
-            )
+            there = ", ".join(known) or "none"
+            raise DataError(f"The data set has no column {column!r}; choose one of {there} with {option}=….")
         kind = known[column]
         if not (isinstance(kind, (Image.Image, dict, bytes)) if features is None else _holds_images(kind)):
             raise DataError(
