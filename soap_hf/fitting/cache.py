@@ -79,12 +79,7 @@ class TokenCache:
         self._batches: list[tuple[list[int], dict[int, Packed]]] = []
 
     def add(self, tokens: LayerTokens, positions: list[int]) -> None:
-        """Keeps those tokens whose position counts.
-
-        Args:
-            tokens (`dict[int, torch.Tensor]`): patch tokens `(B, *grid, D)` of each layer.
-            positions (`list[int]`): of the `B` images in the sample.
-        """
+        """Keeps those tokens whose position counts; `positions` are those of the `B` images in the sample."""
         rows = [row for row, position in enumerate(positions) if position < self.num_images]
         if rows:
             self.halve_if_more_than_whole(positions[-1] + 1)
@@ -120,13 +115,8 @@ PROBE_IMAGES = 64
 def plan_cache(tokens: LayerTokens, budget: int, step_size: int) -> tuple[TokenCache, int]:
     """The cache for a fit's real images, and how many synthetic ones to keep as a probe.
 
-    Args:
-        tokens (`dict[int, torch.Tensor]`): of a batch, for the sizes.
-        budget (`int`): bytes, of all processes together.
-        step_size (`int`): images that all processes together work off at a time.
-
-    Raises:
-        DataError: the budget is too small for one step; says how much is needed.
+    `tokens` are of a batch, for the sizes, `budget` the bytes that all processes have together, and `step_size` the
+    images that they work off at a time. A budget too small for one step is refused.
     """
     packed = [Packed(patches[:1]) for patches in tokens.values()]  # of one image
     whole, halved = (sum(each.nbytes for each in some) for some in (packed, [each.halved() for each in packed]))

@@ -61,20 +61,11 @@ def _digest_of_first_image(sample: ImageSample, preprocess: ImagePreprocessor) -
 
 @dataclass
 class Checkpoint:
-    """Where a fit keeps what it has added up.
+    """Where a fit keeps what it has added up; a `CheckpointError` if the folder does not exist."""
 
-    Args:
-        path (`Path`): the file; with several machines on a disk that all of them see.
-        identity (`dict[str, str]`): what names the fit (backbone, data set, seed, …); another one is refused.
-        every (`int`, *optional*): images between two savings; without it only an interruption saves.
-
-    Raises:
-        CheckpointError: its folder does not exist.
-    """
-
-    path: Path
-    identity: Mapping[str, str]
-    every: int | None = None
+    path: Path  # with several machines on a disk that all of them see
+    identity: Mapping[str, str]  # what names the fit (backbone, data set, seed, …); another one is refused
+    every: int | None = None  # images between two savings; without it only an interruption saves
     _unsaved: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -87,11 +78,7 @@ class Checkpoint:
         return self.every is not None and self._unsaved >= self.every
 
     def save(self, state: FitState) -> None:
-        """Writes the file, under another name first, in the main process. Collective.
-
-        Raises:
-            OutputError: it cannot be written; the one before stays.
-        """
+        """Writes the file, in the main process; if that fails, the one before stays. Collective."""
         tensors, values = state.merged()
         metadata = {"identity": json.dumps(dict(self.identity)), "progress": json.dumps(values)}
         from_main_alone(write_tensors, self.path, tensors, metadata)

@@ -109,8 +109,9 @@ def fit_soap(
         image_processor=preprocess.resized_processor(),
     )
     opened.forget_probes()
-    names = ("split", "config_name", "streaming", "token")
-    images = open_dataset(dataset, **{name: getattr(chosen, name) for name in names})
+    images = open_dataset(
+        dataset, split=chosen.split, config_name=chosen.config_name, streaming=chosen.streaming, token=chosen.token
+    )
     sample, checked, tuned = split_images(images, chosen)
     origin = {
         "dataset": public_name(dataset, images),

@@ -73,13 +73,7 @@ class TokenPasses:
 
     @torch.no_grad()
     def statistics(self) -> dict[int, SOAPStatistics]:
-        """Components of the real images, then responses on real and synthetic ones, for each layer. Collective.
-
-        Raises:
-            DataError: too many unreadable images, or fewer than 2 readable ones.
-            NonFiniteTokensError: tokens with NaN or Inf.
-            FitInterrupted: a signal came; the checkpoint is written.
-        """
+        """Components of the real images, then responses on real and synthetic ones, for each layer. Collective."""
         state = self.state
         with evaluation_mode(self.reader.model), note_signals(self._signals, self.checkpoint is not None):
             if state.phase == "components":

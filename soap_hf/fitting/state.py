@@ -20,27 +20,16 @@ CHECKS = ("checked_at", "steady", "converged_after")
 
 @dataclass
 class FitState:
-    """What this process has added up, and how far all of them have come.
+    """What this process has added up, of each layer, and how far all of them have come."""
 
-    Attributes:
-        moments (`dict[int, TokenMoments]`): of each layer; filled in the phase `"components"`.
-        phase (`str`): what is being worked off.
-        position (`int`): images of this phase, in their recorded order, that all processes have worked off.
-        end (`int`): position up to which the real images were read, once they are.
-        num_read, num_bad (`int`): real images read by all processes, and unreadable ones among them.
-        bad_images (`list[BadImage]`): those that this process could not read.
-        real, synthetic (`dict[int, ResponseCounts]`): of each layer; filled in the later phases.
-        convergence (`Convergence`): whether the fit has settled.
-    """
-
-    moments: dict[int, TokenMoments]
+    moments: dict[int, TokenMoments]  # filled in the phase "components"
     phase: Phase = "components"
-    position: int = 0
-    end: int = 0
-    num_read: int = 0
-    num_bad: int = 0
-    bad_images: list[BadImage] = field(default_factory=list)
-    real: dict[int, ResponseCounts] = field(default_factory=dict)
+    position: int = 0  # images of this phase, in their recorded order, that all processes have worked off
+    end: int = 0  # position up to which the real images were read, once they are
+    num_read: int = 0  # real images read by all processes …
+    num_bad: int = 0  # … and unreadable ones among them
+    bad_images: list[BadImage] = field(default_factory=list)  # those that this process could not read
+    real: dict[int, ResponseCounts] = field(default_factory=dict)  # filled in the later phases, as the next
     synthetic: dict[int, ResponseCounts] = field(default_factory=dict)
     convergence: Convergence = field(default_factory=Convergence)
 

@@ -25,16 +25,11 @@ TUNING_IMAGES = 100
 
 
 class Split(NamedTuple):
-    """A data set in parts that share no image.
-
-    Attributes:
-        fitted ([`ImageSample`]): what the fit reads.
-        checked, tuned ([`Examples`], *optional*): for the check of the head, and for the choice of its strength.
-    """
+    """A data set in parts that share no image."""
 
     fitted: ImageSample
-    checked: Examples | None
-    tuned: Examples | None
+    checked: Examples | None  # for the check of the head
+    tuned: Examples | None  # for the choice of its strength
 
 
 def split_images(images: Dataset | IterableDataset, chosen: FitArguments) -> Split:
