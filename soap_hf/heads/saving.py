@@ -25,13 +25,7 @@ logger = logging.get_logger(__name__)
 
 
 def save_head(
-    model: Any,
-    folder: str | os.PathLike,
-    *,
-    state_dict: dict[str, Tensor] | None = None,
-    include_backbone: bool = False,
-    figures: Mapping[str, bytes] | None = None,
-    **kwargs: Any,
+    model: Any, folder: str | os.PathLike, include_backbone: bool, figures: Mapping[str, bytes] | None, **kwargs: Any
 ) -> None:
     """Writes a head into a folder; see [`SOAPModelWrapper.save_pretrained`]."""
     target = Path(folder)
@@ -46,8 +40,7 @@ def save_head(
     loaded, image_processor = model.statistics_by_layer, model.image_processor  # may come from the Hub
     with staging_folder(target, OPTIONAL_FILES) as staging:
         with _head_alone(model, target, include_backbone):
-            save = PreTrainedModel.save_pretrained
-            save(model, staging, state_dict=state_dict, save_original_format=False, **kwargs)
+            PreTrainedModel.save_pretrained(model, staging, save_original_format=False, **kwargs)
         for layer, statistics in loaded.items():
             rank = model.config.ranks[model.config.layers.index(layer)]
             path = staging / statistics_file(model.config, layer)
