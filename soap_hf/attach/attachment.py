@@ -80,10 +80,11 @@ def attach_soap(
     chosen = GivenHead.read(head, layer, layout, revision, token)
     path, sites, host = find_sites(bare, module, chosen, inputs)
     for site in sites:
-        _refuse_second(site, path)
+        if any(isinstance(hook, Site) and hook.is_same(site) for hook in site.module._forward_hooks.values()):
+            raise HeadError(f"This head is attached to {path or 'this model'} already; detach it first.")
     if path:  # else the model is the backbone, and its caller reads the tokens
         _check_reading(host, sites, chosen, path)
-    if any(_is_compiled(part) for part in model.modules()):
+    if any(isinstance(part, OptimizedModule) or part._compiled_call_impl is not None for part in model.modules()):
         torch.compiler.reset()  # code compiled without a hook does not look for one
     return SOAPAttachment(sites, f"{type(bare).__name__}{f'.{path}' if path else ''}")
 
@@ -125,22 +126,6 @@ def detach_soap(model: nn.Module) -> None:
                 del module._forward_hooks[key]
 
 
-def _is_compiled(module: nn.Module) -> bool:
-    return isinstance(module, OptimizedModule) or module._compiled_call_impl is not None
-
-
-def _refuse_second(site: Site, path: str) -> None:
-    """Refuses a head that is attached to a site already."""
-    for hook in site.module._forward_hooks.values():
-        if isinstance(hook, Site) and hook.place == site.place and _is_same(hook.projection, site.projection):
-            raise HeadError(f"This head is attached to {path or 'this model'} already; detach it first.")
-
-
-def _is_same(first: SOAPProjection, second: SOAPProjection) -> bool:
-    pairs = ((first.basis, second.basis), (first.weights, second.weights))
-    return all(torch.equal(one.cpu(), other.cpu()) for one, other in pairs)
-
-
 def _check_reading(host: Host, sites: list[Site], head: GivenHead, path: str) -> None:
     """Warns of the layers that nothing in the model depends on."""
     unread = [layer for layer in head.projections if layer not in {site.layer for site in sites}]
@@ -148,12 +133,8 @@ def _check_reading(host: Host, sites: list[Site], head: GivenHead, path: str) ->
     if not unread:
         return
     read = [layer for layer in layers_given(host, sites[0]) if is_read(host, replace(sites[0], place=layer))]
-    advice = f"; what it reads is layer {_listed(read)}" if read else ""
+    advice = f"; what it reads is layer {', '.join(map(str, read))}" if read else ""
     logger.warning(
-        f"Nothing that {type(host.model).__name__} computes depends on the patch tokens of layer {_listed(unread)} of "
-        f"{path}, so cleaning them changes no result{advice}."
+        f"Nothing that {type(host.model).__name__} computes depends on the patch tokens of layer "
+        f"{', '.join(map(str, unread))} of {path}, so cleaning them changes no result{advice}."
     )
-
-
-def _listed(layers: list[int]) -> str:
-    return ", ".join(map(str, layers))

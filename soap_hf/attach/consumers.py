@@ -28,13 +28,10 @@ def reads_width(module: nn.Module, width: int) -> bool:
 
 
 def find_readers(host: Host, site: Site) -> list[str]:
-    """Paths of the linear maps that read a site's patch tokens, if nothing else does.
+    """Paths of the linear maps that read a site's patch tokens; an error if there is none, or something else does.
 
     The model runs with noise on the tokens, then with the same noise and the head's directions taken out entirely: a
     map whose input changes just by those directions can take the head in.
-
-    Raises:
-        HeadError: there is none, or something else depends on the tokens.
     """
     name, weights = type(host.model).__name__, torch.ones_like(site.projection.weights)
     projection = SOAPProjection(site.projection.basis, weights)  # takes the directions out entirely
@@ -49,10 +46,10 @@ def find_readers(host: Host, site: Site) -> list[str]:
     changed = [path for path in maps if noisy.differs(clean, path)]
     readers = [path for path in changed if noisy.differs_by(projection, clean, path)]
     if not readers:
-        others = f" ({changed[0]} gets them with other tokens, or changed)" if changed else ""
+        what = f" ({changed[0]} gets them with other tokens, or changed)" if changed else ""
         raise HeadError(
             f"No Linear or 1 x 1 convolution of {name} reads the patch tokens of layer {site.layer} as they are"
-            f"{others}, so the head cannot be folded; attach it instead."
+            f"{what}, so the head cannot be folded; attach it instead."
         )
     spared = _Run(host, site, maps, disturb_and_clean, {path: noisy.made[path] for path in readers})
     if depends(noisy.outputs, spared.outputs, noisy.tokens + spared.tokens):
@@ -60,32 +57,20 @@ def find_readers(host: Host, site: Site) -> list[str]:
             f"Something else than {', '.join(readers)} depends on the patch tokens of layer {site.layer} in {name}, "
             "so the head cannot be folded; attach it instead."
         )
-    shared = [path for path in readers if not _is_own(host.model, [maps[one] for one in readers], maps[path])]
-    if shared:
-        raise HeadError(f"The weight of {shared[0]} is shared with another module; attach the head instead.")
+    others = set(host.model.modules()) - {maps[path] for path in readers}
+    used_elsewhere = {id(parameter) for part in others for parameter in part._parameters.values()}
+    for path in readers:
+        if id(maps[path].weight) in used_elsewhere:
+            raise HeadError(f"The weight of {path} is shared with another module; attach the head instead.")
     return readers
 
 
-def _is_own(model: nn.Module, readers: list[nn.Module], module: nn.Module) -> bool:
-    """Whether the weight of a reader is used by no module but readers."""
-    holders = (part for part in model.modules() if any(one is module.weight for one in part._parameters.values()))
-    return all(any(holder is reader for reader in readers) for holder in holders)
-
-
 class _Run:
-    """One run of a model with changed tokens: what went into some linear maps, what they made, and what came out.
+    """One run of a model with changed tokens, and with notes on some of its linear maps, by path.
 
-    Args:
-        host ([`Host`]), site ([`Site`]): the model, and where its tokens are.
-        maps (`dict[str, nn.Module]`): the linear maps, by path.
-        change: what is done to the tensor that holds the tokens.
-        forced (`dict[str, list[Tensor]]`, *optional*): for some of the maps what they give, call by call, whatever
-            they are given.
-
-    Attributes:
-        outputs: of the model.
-        tokens (`list[Tensor]`): the changed tensors.
-        given, made (`dict[str, list[Tensor]]`): inputs and outputs of every call of each map.
+    `change` is done to the tensor that holds the tokens; what `forced` has for a map, that gives, call by call,
+    whatever it is given. Of the run there are the model's `outputs`, the changed `tokens`, and what each map was
+    `given` and has `made`, call by call.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ def export_onnx(model: SOAPModelWrapper | SOAPProjection, path: str | os.PathLik
 
     Raises:
         HeadError: onnx and onnxscript are not installed, or the path does not end in `.onnx`.
-        BackboneError: the backbone cannot be exported.
+        BackboneError: the backbone cannot be exported, or is in bfloat16.
         OutputError: the file cannot be written.
     """
     path = Path(path)
@@ -43,25 +43,23 @@ def export_onnx(model: SOAPModelWrapper | SOAPProjection, path: str | os.PathLik
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise HeadError('ONNX export needs onnx and onnxscript: pip install "soap-hf[onnx]".') from error
+    if any(weight.dtype == torch.bfloat16 for weight in model.parameters()):
+        raise BackboneError("ONNX runtimes take no model in bfloat16; export model.float(), or model.half().")
     with torch.no_grad(), evaluation_mode(model), _every_patch_kept(model):
         try:
             if isinstance(model, SOAPProjection):
-                traced, given, made = _trace_projection(model), "tokens", ["clean_tokens"]
+                given, made = "tokens", ["clean_tokens"]
+                example = torch.zeros(2, 3, model.dim, device=model.basis.device)
+                traced = torch.export.export(model, (example,), dynamic_shapes=({0: ANY, 1: ANY},))
             else:
-                traced, given = _trace_wrapper(model), "pixel_values"
-                made = [_output_name(layer) for layer in model.config.layers]
-            program: Any = torch.onnx.export(
-                traced, input_names=[given], output_names=made, dynamo=True, verbose=False
-            )
+                traced, given, layers = _trace_wrapper(model), "pixel_values", model.config.layers
+                made = ["last_hidden_state" if layer == -1 else f"hidden_states.{layer}" for layer in layers]
+            names: Any = {"input_names": [given], "output_names": made}
+            program: Any = torch.onnx.export(traced, **names, dynamo=True, verbose=False)
         except (torch.onnx.errors.OnnxExporterError, torch._dynamo.exc.TorchDynamoException, ValueError) as error:
             raise BackboneError(f"{type(model).__name__} cannot be exported ({first_sentence(error)}).") from error
     with staging_folder(path.parent) as folder:
         program.save(str(folder / path.name))
-
-
-def _trace_projection(projection: SOAPProjection) -> torch.export.ExportedProgram:
-    example = torch.zeros(2, 3, projection.dim, device=projection.basis.device)
-    return torch.export.export(projection, (example,), dynamic_shapes=({0: ANY, 1: ANY},))
 
 
 def _trace_wrapper(model: SOAPModelWrapper) -> torch.export.ExportedProgram:
@@ -76,13 +74,15 @@ def _trace_wrapper(model: SOAPModelWrapper) -> torch.export.ExportedProgram:
     def pixels(height: int, width: int) -> Tensor:
         return torch.zeros(2, 3, height, width, device=model.device, dtype=model.dtype)
 
+    def trace(example: Tensor, *free: int) -> torch.export.ExportedProgram:
+        shapes = (dict.fromkeys(free, ANY),)
+        return torch.export.export(_Tokens(model), (example,), dynamic_shapes=shapes, strict=True)
+
     try:
         model(pixels(height - step, width + step))
     except (ValueError, RuntimeError, AssertionError):
-        return torch.export.export(_Tokens(model), (pixels(height, width),), dynamic_shapes=({0: ANY},), strict=True)
-    program = torch.export.export(
-        _Tokens(model), (pixels(height - step, width + step),), dynamic_shapes=({0: ANY, 2: ANY, 3: ANY},), strict=True
-    )
+        return trace(pixels(height, width), 0)
+    program = trace(pixels(height - step, width + step), 0, 2, 3)
     try:
         program.module()(pixels(height + 2 * step, width - step))  # a size fixed in the trace shows here
     except AssertionError as error:
@@ -102,10 +102,6 @@ class _Tokens(nn.Module):
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
         outputs = SOAPModelWrapper.forward(self.model, pixel_values)
         return tuple(layer_tokens(outputs, layer) for layer in self.model.config.layers)
-
-
-def _output_name(layer: int) -> str:
-    return "last_hidden_state" if layer == -1 else f"hidden_states.{layer}"
 
 
 @contextlib.contextmanager

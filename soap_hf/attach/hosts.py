@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,26 +23,20 @@ Inputs = Tensor | Mapping[str, Any]
 Hook = Callable[[nn.Module, Any, Any], Any]
 
 
+@dataclass
 class Host:
     """A model that holds a vision backbone, called on the same image with the same random numbers every time.
 
-    Args:
-        model (`nn.Module`): the model; every call leaves it as it was.
-        size (`(height, width)`): of the image, unless `inputs` hold one.
-        inputs (`torch.Tensor` or `dict`, *optional*): what to call the model with instead of an image of noise. A
-            model of images and text that has `get_image_features` needs none.
+    Every call leaves it as it was. The image is noise of `size`, unless there are `inputs`.
     """
 
-    def __init__(self, model: nn.Module, size: tuple[int, int], inputs: Inputs | None = None):
-        self.model, self.size, self.inputs = model, size, inputs
+    model: nn.Module
+    size: tuple[int, int]
+    inputs: Inputs | None = None
 
     @torch.no_grad()
     def run(self, hooks: Mapping[nn.Module, Hook]) -> Any:
-        """The model's outputs, with forward hooks on some of its modules.
-
-        Raises:
-            BackboneError: it cannot be called so.
-        """
+        """The model's outputs, with forward hooks on some of its modules."""
         device = next(self.model.parameters()).device
         devices = [] if device.type == "cpu" else [device]
         with ExitStack() as stack:
@@ -85,11 +80,7 @@ def image_size_of(inputs: Inputs | None) -> tuple[int, int] | None:
 
 
 def find_towers(model: nn.Module) -> dict[str, nn.Module]:
-    """Paths and modules of the vision backbones in a model: those of transformers, and the final norms of timm's.
-
-    Raises:
-        HeadError: there is a head in the model already.
-    """
+    """Paths and modules of the vision backbones in a model: those of transformers, and the final norms of timm's."""
     for path, module in model.named_modules():
         if isinstance(module, SOAPModelWrapper):
             raise HeadError(
@@ -104,10 +95,7 @@ def find_towers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def states_source(backbone: PreTrainedModel, size: tuple[int, int]) -> nn.Module:
-    """The module from whose output a backbone's hidden states are read.
-
-    It is the backbone itself, unless that makes feature maps of them: then it is the part that gave them.
-    """
+    """Whose output a backbone's hidden states are read from: its own, or of the part that it makes feature maps of."""
     if is_automodel(backbone) or not isinstance(backbone, BackboneMixin):
         return backbone
     sources: list[tuple[int, nn.Module]] = []
@@ -165,12 +153,9 @@ def depends(before: Any, after: Any, own: list[Tensor]) -> bool:
 def _tensors(outputs: Any, handed_on: set[int]) -> Iterator[Tensor]:
     if isinstance(outputs, Tensor):
         yield outputs
-    elif isinstance(outputs, ModelOutput):
-        for value in vars(outputs).values():  # more than its fields: some models add attributes
-            yield from (tensor for tensor in _tensors(value, handed_on) if id(tensor) not in handed_on)
-    elif isinstance(outputs, Mapping):
-        for value in outputs.values():
-            yield from _tensors(value, handed_on)
-    elif isinstance(outputs, (list, tuple)):
-        for value in outputs:
+    elif isinstance(outputs, ModelOutput):  # more than its fields: some models add attributes
+        found = _tensors(list(vars(outputs).values()), handed_on)
+        yield from (tensor for tensor in found if id(tensor) not in handed_on)
+    elif isinstance(outputs, (Mapping, list, tuple)):
+        for value in outputs.values() if isinstance(outputs, Mapping) else outputs:
             yield from _tensors(value, handed_on)

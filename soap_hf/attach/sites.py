@@ -24,35 +24,30 @@ from .hosts import Host, Inputs, depends, find_towers, image_size_of, map_tokens
 
 @dataclass
 class Site:
-    """A module whose output holds the tokens of one layer, and the hook that cleans them there.
-
-    Attributes:
-        module (`nn.Module`): its output is read by the rest of the model.
-        layer (`int`): the layer of the head.
-        place (`int`): which tensor of the module's output, as in `map_tokens`.
-        layout ([`PatchLayout`]), projection ([`SOAPProjection`]): which tokens are cleaned, and how.
-    """
+    """A module whose output holds the tokens of one layer of a head, and the hook that cleans them there."""
 
     module: nn.Module = field(repr=False)
     layer: int
-    place: int
+    place: int  # which tensor of the module's output, as in `map_tokens`
     layout: PatchLayout
     projection: SOAPProjection
 
     def __call__(self, module: nn.Module, arguments: Any, outputs: Any) -> Any:
-        return map_tokens(outputs, self.place, self.clean)
-
-    def clean(self, tokens: Tensor) -> Tensor:
-        """The tensor with its patch tokens cleaned."""
-        return self.layout.map_patches(tokens, self.projection)
+        return map_tokens(outputs, self.place, lambda tokens: self.layout.map_patches(tokens, self.projection))
 
     def disturb(self, tokens: Tensor) -> Tensor:
         """The tensor with noise on its patch tokens."""
         generator = torch.Generator().manual_seed(0)
-        return self.layout.map_patches(
-            tokens,
-            lambda patches: patches + torch.randn(patches.shape, generator=generator).to(patches) * patches.std(),
-        )
+
+        def add_noise(patches: Tensor) -> Tensor:
+            return patches + torch.randn(patches.shape, generator=generator).to(patches) * patches.std()
+
+        return self.layout.map_patches(tokens, add_noise)
+
+    def is_same(self, other: "Site") -> bool:
+        """Whether another site removes the same from the same tensor of its module's output."""
+        parts = zip(self.projection.buffers(), other.projection.buffers(), strict=True)
+        return self.place == other.place and all(torch.equal(one.cpu(), its.cpu()) for one, its in parts)
 
 
 @dataclass(frozen=True)
@@ -98,33 +93,30 @@ class GivenHead:
 def find_sites(model: nn.Module, module: str, head: GivenHead, inputs: Inputs | None) -> tuple[str, list[Site], Host]:
     """Where a head belongs in a model, checked to hold tokens of its width and layout.
 
-    Returns:
-        The path of the vision backbone or of the module named, the sites, and the model to be run.
-
-    Raises:
-        BackboneError: there is no such module, no vision backbone, or several; or the module gives no patch tokens.
-        HeadError, LayoutError: the tokens are of another width, or do not lie as the head expects.
+    Gives the path of the vision backbone or of the module named, the sites, and the model to be run.
     """
     towers = find_towers(model)
     path = _only_tower(model, towers, head) if module == "auto" else module
+    name = type(model).__name__
     try:
         target = model.get_submodule(path)
     except AttributeError as error:
-        raise BackboneError(
-            f"{type(model).__name__} has no module {path!r}; model.named_modules() lists them."
-        ) from error
+        raise BackboneError(f"{name} has no module {path!r}; model.named_modules() lists them.") from error
     if isinstance(target, PreTrainedModel) and takes_pixels(target):
         size = image_size_of(inputs) or probe_size(target)
         return path, _tower_sites(model, path, target, head, size), Host(model, size, inputs)
-    around = [tower for above, tower in towers.items() if is_inside(path, above)]
-    host = Host(model, image_size_of(inputs) or _usual_size(around, head), inputs)
+    around = next((tower for above, tower in towers.items() if is_inside(path, above)), None)
+    fitted_on: Any = head.config and head.config.backbone
+    usual = probe_size(around) if isinstance(around, PreTrainedModel) else fitted_on and native_image_size(fitted_on)
+    host = Host(model, image_size_of(inputs) or usual or (224, 224), inputs)
     return path, [_plain_site(host, path, target, head)], host
 
 
 def _only_tower(model: nn.Module, towers: dict[str, nn.Module], head: GivenHead) -> str:
     """Path of the only vision backbone of the head's type, else of the only one."""
-    kind = getattr(head.config and head.config.backbone, "model_type", None)
-    found = {path: tower for path, tower in towers.items() if _model_type(tower) == kind} or towers
+    kind: Any = getattr(head.config and head.config.backbone, "model_type", None)
+    kinds = {path: getattr(getattr(tower, "config", None), "model_type", None) for path, tower in towers.items()}
+    found = {path: tower for path, tower in towers.items() if kinds[path] == kind} or towers
     if not found:
         raise BackboneError(
             f"{type(model).__name__} holds no vision backbone of transformers or timm that takes images; pass "
@@ -140,18 +132,6 @@ def _only_tower(model: nn.Module, towers: dict[str, nn.Module], head: GivenHead)
             f"{list(head.projections)}; pass module=…, the path of the module that makes those."
         )
     return path
-
-
-def _model_type(module: nn.Module) -> str | None:
-    return getattr(getattr(module, "config", None), "model_type", None)
-
-
-def _usual_size(around: list[nn.Module], head: GivenHead) -> tuple[int, int]:
-    """The image size of the backbone around a module, else of the one the head was fitted on, else 224 x 224."""
-    if around and isinstance(around[0], PreTrainedModel):
-        return probe_size(around[0])
-    config = head.config and head.config.backbone
-    return (native_image_size(config) if config is not None else None) or (224, 224)
 
 
 def _tower_sites(
@@ -174,13 +154,8 @@ def _tower_sites(
     sites = []
     for layer in offered:
         layout = head.layouts.get(layer) or PatchLayout.from_probe(probe, layer)
-        _check_tokens(
-            probe.tokens(layer),
-            layout,
-            size,
-            head.projections[layer],
-            f"layer {layer} of {path or type(tower).__name__}",
-        )
+        where = f"layer {layer} of {path or type(tower).__name__}"
+        _check_tokens(probe.tokens(layer), layout, size, head.projections[layer], where)
         sites.append(head.site(source, layer, layer, layout))
     return sites
 

@@ -189,9 +189,8 @@ def undecoded(
     known: dict[str, Any] = next(iter(dataset), {}) if features is None else features
     for option, column in columns.items():
         if column not in known:
-            raise DataError(
-                f"The data set has no column {column!r}; choose one of {', '.join(known) or 'none'} with {option}=…."
-            )
+            there = ", ".join(known) or "none"
+            raise DataError(f"The data set has no column {column!r}; choose one of {there} with {option}=….")
         kind = known[column]
         if not (isinstance(kind, (Image.Image, dict, bytes)) if features is None else _holds_images(kind)):
             raise DataError(

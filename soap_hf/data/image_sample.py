@@ -122,9 +122,8 @@ class ImageSample:
 
     def example(self, row: dict[str, Any], position: int) -> Example | BadImage:
         """What one row holds; a `DataError` if its mask has another size, and masks may not be resized."""
-        number = position if self.rows is None else self.rows[position]
-        name = f"row {position} of the sample" if self.rows is None else f"row {number}"
-        path, name = image_path(row[self.column]), image_name(row[self.column], name)
+        number, of = (position, " of the sample") if self.rows is None else (self.rows[position], "")
+        path, name = image_path(row[self.column]), image_name(row[self.column], f"row {number}{of}")
         image = read_image(row[self.column], name, to_rgb)
         if isinstance(image, BadImage):
             return image
@@ -152,7 +151,7 @@ class ImageSample:
         num_workers: int | None = None,
         *,
         start: int = 0,
-        stop: int | None = None,
+        stop: int = sys.maxsize,
         rank: int = 0,
         num_processes: int = 1,
     ) -> Iterator[Batch]:
@@ -167,16 +166,18 @@ class ImageSample:
         """
         num_workers = default_workers(self.available) if num_workers is None else num_workers
         read = partial(_read, sample=self, prepare=prepare)
+        images: TorchDataset
         loading: dict[str, Any]
         if self.streamed:
-            strategy = "auto" if self.in_parts else "examples"
-            rows = split_stream(self._images, rank, num_processes, strategy)
-            images: TorchDataset = _Stream(rows, read, start, stop, rank, num_processes, self._skip)
+            rows = split_stream(self._images, rank, num_processes, "auto" if self.in_parts else "examples")
+            # `skip` of datasets 4.8 passes over other rows than those that `take` gives: they are counted here
+            positions = range(rank - self._skip, sys.maxsize, num_processes)
+            images = _Stream(rows, read, positions, range(start, stop))
             loading = {"batch_size": batch_size, "num_workers": min(num_workers, 1)}
         else:
-            images, end = _Rows(self._images, read), min(len(self._images), sys.maxsize if stop is None else stop)
-            turns = range(start + rank * batch_size, end, num_processes * batch_size)
-            shares = [range(first, min(first + batch_size, end)) for first in turns]
+            images, stop = _Rows(self._images, read), min(len(self._images), stop)
+            turns = range(start + rank * batch_size, stop, num_processes * batch_size)
+            shares = [range(first, min(first + batch_size, stop)) for first in turns]
             loading = {"batch_sampler": shares, "num_workers": num_workers}
         generator = torch.Generator().manual_seed(self._seed)  # else it draws from the global one
         pin = torch.cuda.is_available()  # copies to the accelerator then overlap with its work
@@ -273,11 +274,8 @@ class _Rows(TorchDataset):
 
 
 class _Stream(TorchIterableDataset):
-    def __init__(self, rows: Any, read: Any, start: int, stop: int | None, rank: int, num_processes: int, skip: int):
-        self.rows, self.read = rows, read
-        self.wanted = range(start, sys.maxsize if stop is None else stop)
-        # `skip` of datasets 4.8 passes over other rows than those that `take` gives, so that these are counted here
-        self.positions = range(rank - skip, sys.maxsize, num_processes)
+    def __init__(self, rows: Any, read: Any, positions: range, wanted: range):
+        self.rows, self.read, self.positions, self.wanted = rows, read, positions, wanted
 
     def __iter__(self) -> Iterator[Item]:
         # unlike iterating over the rows themselves, `iter` gives one order in every process

@@ -56,10 +56,8 @@ def load_image_processor(name_or_path: str | None, fallback_size: tuple[int, int
 
 def _plain_processor(size: tuple[int, int], **colours: Any) -> Any:
     """A processor that resizes to `size` and no more, bicubic, and treats colours as it is told."""
-    height, width = size
-    return ViTImageProcessorPil(
-        size={"height": height, "width": width}, resample=Image.Resampling.BICUBIC, do_convert_rgb=True, **colours
-    )
+    resize: Any = {"size": {"height": size[0], "width": size[1]}, "resample": Image.Resampling.BICUBIC}
+    return ViTImageProcessorPil(do_convert_rgb=True, **resize, **colours)
 
 
 class ImagePreprocessor:
@@ -88,10 +86,10 @@ class ImagePreprocessor:
             raise DataError(f"{type(processor).__name__} has no fixed size; pass image_size.")
         self.size: tuple[int, int] = image_size or own_size  # type: ignore[assignment]
         self._kwargs = {} if image_size in (None, own_size) else _size_kwargs(processor, self.size)
-        self._keeps_aspect = _field(processor, "size", "height") is None
+        self._keeps_aspect = _size(processor) is None
         self._crops = not _crop(processor) and self._keeps_aspect
         problem = self._problem()
-        packs = all(_field(processor, "size", part) is None for part in ("height", "shortest_edge"))
+        packs = _size(processor) is None and _edge(processor) is None
         if problem and (packs or "Video" in type(processor).__name__):
             logger.warning(f"{problem} Images are resized to {self.size[0]} x {self.size[1]} pixels instead.")
             colours = {name: getattr(processor, name) for name in _COLOURS}
@@ -161,26 +159,26 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _field(processor: Any, name: str, part: str) -> int | None:
-    value = getattr(processor, name, None)
-    return None if value is None else dict(value).get(part)
+def _size(processor: Any, name: str = "size") -> tuple[int, int] | None:
+    """`(height, width)`, if the processor has them."""
+    size = dict(getattr(processor, name, None) or {})
+    height, width = size.get("height"), size.get("width")
+    return None if height is None or width is None else (height, width)
+
+
+def _edge(processor: Any) -> int | None:
+    return dict(getattr(processor, "size", None) or {}).get("shortest_edge")
 
 
 def _crop(processor: Any) -> tuple[int, int] | None:
-    if not getattr(processor, "do_center_crop", False):
-        return None
-    height, width = _field(processor, "crop_size", "height"), _field(processor, "crop_size", "width")
-    return None if height is None or width is None else (height, width)
+    return _size(processor, "crop_size") if getattr(processor, "do_center_crop", False) else None
 
 
 def _own_size(processor: Any) -> tuple[int, int] | None:
     """`(height, width)` of what the processor makes: its crop, else its size; a shortest edge alone gives a square."""
-    if crop := _crop(processor):
-        return crop
-    height, width = _field(processor, "size", "height"), _field(processor, "size", "width")
-    edge = _field(processor, "size", "shortest_edge")
-    if height is not None and width is not None:
-        return height, width
+    if size := _crop(processor) or _size(processor):
+        return size
+    edge = _edge(processor)
     patches, patch = getattr(processor, "max_num_patches", None), getattr(processor, "patch_size", None)
     if isinstance(patches, int) and isinstance(patch, int):
         edge = round(patches**0.5) * patch
@@ -190,16 +188,15 @@ def _own_size(processor: Any) -> tuple[int, int] | None:
 def _size_kwargs(processor: Any, size: tuple[int, int]) -> dict[str, Any]:
     """Arguments that make the processor give `size`."""
     height, width = size
-    crop, edge = _crop(processor), _field(processor, "size", "shortest_edge")
+    crop, edge = _crop(processor), _edge(processor)
     if not crop:
         return {"size": {"shortest_edge": min(size)} if edge is not None else {"height": height, "width": width}}
     scale = max(height / crop[0], width / crop[1])
     if edge is not None:
         resize = {"shortest_edge": max(height, width, round(edge * scale))}
     else:
-        own_height = _field(processor, "size", "height") or crop[0]
-        own_width = _field(processor, "size", "width") or crop[1]
-        resize = {"height": round(own_height * height / crop[0]), "width": round(own_width * width / crop[1])}
+        own = _size(processor) or crop
+        resize = {"height": round(own[0] * height / crop[0]), "width": round(own[1] * width / crop[1])}
     return {"size": resize, "crop_size": {"height": height, "width": width}}
 
 

@@ -33,19 +33,27 @@ def parse_bytes(size: int | str) -> int:
     return number
 
 
-def bytes_of_image(tokens: LayerTokens, halve: bool = False) -> int:
-    """Memory that the tokens of one image take, all layers.
+class Packed(NamedTuple):
+    """Patch tokens as a cache holds them."""
 
-    Args:
-        tokens (`dict[int, torch.Tensor]`): of one batch.
-        halve (`bool`, defaults to `False`): as a halving [`TokenCache`] keeps them.
-    """
-    total = 0
-    for patches in tokens.values():
-        wide = halve and patches.element_size() > 2
-        width = patches.shape[-1] * (2 if wide else patches.element_size()) + (4 if wide else 0)
-        total += patches[0].numel() // patches.shape[-1] * width
-    return total
+    values: Tensor
+    scale: Tensor | None = None
+
+    def halved(self) -> "Packed":
+        """In 16 bits."""
+        if self.values.element_size() <= 2:
+            return self
+        scale = self.values.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        return Packed((self.values / scale).half(), scale.float())
+
+    def tokens(self) -> Tensor:
+        """The patch tokens."""
+        return self.values if self.scale is None else self.values.float() * self.scale
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take."""
+        return self.values.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
 
 class TokenCache:
@@ -71,12 +79,7 @@ class TokenCache:
         self._batches: list[tuple[list[int], dict[int, Packed]]] = []
 
     def add(self, tokens: LayerTokens, positions: list[int]) -> None:
-        """Keeps those tokens whose position counts.
-
-        Args:
-            tokens (`dict[int, torch.Tensor]`): patch tokens `(B, *grid, D)` of each layer.
-            positions (`list[int]`): of the `B` images in the sample.
-        """
+        """Keeps those tokens whose position counts; `positions` are those of the `B` images in the sample."""
         rows = [row for row, position in enumerate(positions) if position < self.num_images]
         if rows:
             self.halve_if_more_than_whole(positions[-1] + 1)
@@ -105,24 +108,6 @@ class TokenCache:
         return {layer: each.halved() for layer, each in packed.items()} if self._halving else packed
 
 
-class Packed(NamedTuple):
-    """Patch tokens as a cache holds them."""
-
-    values: Tensor
-    scale: Tensor | None = None
-
-    def halved(self) -> "Packed":
-        """In 16 bits."""
-        if self.values.element_size() <= 2:
-            return self
-        scale = self.values.abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        return Packed((self.values / scale).half(), scale.float())
-
-    def tokens(self) -> Tensor:
-        """The patch tokens."""
-        return self.values if self.scale is None else self.values.float() * self.scale
-
-
 PROBE_IMAGES = 64
 """Real and synthetic images, of each, by whose tokens a fit judges on its way whether it has settled."""
 
@@ -130,15 +115,11 @@ PROBE_IMAGES = 64
 def plan_cache(tokens: LayerTokens, budget: int, step_size: int) -> tuple[TokenCache, int]:
     """The cache for a fit's real images, and how many synthetic ones to keep as a probe.
 
-    Args:
-        tokens (`dict[int, torch.Tensor]`): of a batch, for the sizes.
-        budget (`int`): bytes, of all processes together.
-        step_size (`int`): images that all processes together work off at a time.
-
-    Raises:
-        DataError: the budget is too small for one step; says how much is needed.
+    `tokens` are of a batch, for the sizes, `budget` the bytes that all processes have together, and `step_size` the
+    images that they work off at a time. A budget too small for one step is refused.
     """
-    whole, halved = bytes_of_image(tokens), bytes_of_image(tokens, halve=True)
+    packed = [Packed(patches[:1]) for patches in tokens.values()]  # of one image
+    whole, halved = (sum(each.nbytes for each in some) for some in (packed, [each.halved() for each in packed]))
     num_probes = max(1, min(PROBE_IMAGES, budget // (8 * whole)))
     left = budget - num_probes * whole
     if left < step_size * halved:

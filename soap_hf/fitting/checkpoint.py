@@ -3,14 +3,13 @@
 import hashlib
 import json
 import signal
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import current_thread, main_thread
 from typing import Any
 
-import torch
 from accelerate import PartialState
 from torch import Tensor
 from transformers.utils import logging
@@ -22,7 +21,7 @@ from ..heads.model import SOAPModelWrapper
 from ..runtime.errors import CheckpointError, HeadError, first_sentence
 from ..runtime.head_files import read_tensors
 from ..version import package_versions
-from .processes import from_main, on_main, sum_unless_one_failed
+from .processes import from_main_alone, on_main
 from .state import FitState
 
 logger = logging.get_logger(__name__)
@@ -31,17 +30,8 @@ logger = logging.get_logger(__name__)
 def fit_identity(
     model: SOAPModelWrapper, sample: ImageSample, preprocess: ImagePreprocessor, **arguments: Any
 ) -> dict[str, str]:
-    """What names a fit, so that a checkpoint of another one is refused.
-
-    Args:
-        model, sample, preprocess: of the fit.
-        arguments: more that it depends on, by name.
-
-    Returns:
-        `dict[str, str]` of what it is called in words to what it is.
-    """
+    """What names a fit, in words, so that a checkpoint of another one is refused; `arguments` are more of it."""
     config = model.config
-    processes = PartialState().num_processes if sample.in_parts else None
     names = {
         "the backbone": config.backbone_name_or_path or type(model.backbone).__name__,
         "the backbone's revision": config.backbone_revision,
@@ -51,10 +41,10 @@ def fit_identity(
         "the number of images in the sample": sample.available,
         "the digest of the first image": _digest_of_first_image(sample, preprocess),
         "the image size": preprocess.size,
-        "the number of processes that share the stream": processes,
+        "the number of processes that share the stream": PartialState().num_processes if sample.in_parts else None,
+        **{name.replace("_", " "): value for name, value in arguments.items()},
+        **{f"the version of {package}": version for package, version in package_versions().items()},
     }
-    names |= {name.replace("_", " "): value for name, value in arguments.items()}
-    names |= {f"the version of {package}": version for package, version in package_versions().items()}
     return {name: json.dumps(value) for name, value in names.items()}
 
 
@@ -71,20 +61,11 @@ def _digest_of_first_image(sample: ImageSample, preprocess: ImagePreprocessor) -
 
 @dataclass
 class Checkpoint:
-    """Where a fit keeps what it has added up.
+    """Where a fit keeps what it has added up; a `CheckpointError` if the folder does not exist."""
 
-    Args:
-        path (`Path`): the file; with several machines on a disk that all of them see.
-        identity (`dict[str, str]`): what names the fit (backbone, data set, seed, …); another one is refused.
-        every (`int`, *optional*): images between two savings; without it only an interruption saves.
-
-    Raises:
-        CheckpointError: its folder does not exist.
-    """
-
-    path: Path
-    identity: Mapping[str, str]
-    every: int | None = None
+    path: Path  # with several machines on a disk that all of them see
+    identity: Mapping[str, str]  # what names the fit (backbone, data set, seed, …); another one is refused
+    every: int | None = None  # images between two savings; without it only an interruption saves
     _unsaved: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -97,20 +78,10 @@ class Checkpoint:
         return self.every is not None and self._unsaved >= self.every
 
     def save(self, state: FitState) -> None:
-        """Writes the file, under another name first, in the main process. Collective.
-
-        Raises:
-            OutputError: it cannot be written; the one before stays.
-        """
+        """Writes the file, in the main process; if that fails, the one before stays. Collective."""
         tensors, values = state.merged()
-        error: Exception | None = None
-        if PartialState().is_main_process:
-            metadata = {"identity": json.dumps(dict(self.identity)), "progress": json.dumps(values)}
-            try:
-                write_tensors(self.path, tensors, metadata)
-            except Exception as failure:
-                error = failure
-        sum_unless_one_failed(error, [])
+        metadata = {"identity": json.dumps(dict(self.identity)), "progress": json.dumps(values)}
+        from_main_alone(write_tensors, self.path, tensors, metadata)
         self._unsaved = 0
 
     def refuse_to_overwrite(self) -> None:
@@ -126,8 +97,7 @@ class Checkpoint:
         Raises:
             CheckpointError: the file cannot be read, or belongs to another fit; names the differences.
         """
-        there = bool(from_main(torch.tensor(self.path.exists())))
-        if not there:
+        if not from_main_alone(self.path.exists):
             on_main(logger.warning, f"There is no checkpoint at {self.path}: the fit starts from the beginning.")
             return
         try:
@@ -138,20 +108,16 @@ class Checkpoint:
             raise CheckpointError(
                 f"The checkpoint {self.path} cannot be read ({why}); remove it to start again."
             ) from error
-        self._refuse_another_fit(identity)
-        state.restore(tensors, values, with_sums=PartialState().is_main_process)
-
-    def _refuse_another_fit(self, identity: dict[str, Any]) -> None:
-        names = [name for name in {**self.identity, **identity} if identity.get(name) != self.identity.get(name)]
-        if names:
-            told = ", ".join(
-                f"{name} is {identity.get(name, 'not known')} there and {self.identity.get(name, 'not known')} here"
-                for name in names
-            )
+        if told := ", ".join(
+            f"{name} is {identity.get(name, 'not known')} there and {self.identity.get(name, 'not known')} here"
+            for name in {**self.identity, **identity}
+            if identity.get(name) != self.identity.get(name)
+        ):
             raise CheckpointError(
                 f"The checkpoint {self.path} belongs to another fit: {told}; choose another file, or remove it to "
                 "start again."
             )
+        state.restore(tensors, values, with_sums=PartialState().is_main_process)
 
 
 def remove_checkpoint(path: Path) -> None:
@@ -160,30 +126,13 @@ def remove_checkpoint(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-class StopRequest:
-    """Whether a signal has asked to stop.
-
-    Attributes:
-        came (`bool`), name (`str`): whether one came to this process, and which.
-    """
-
-    def __init__(self) -> None:
-        self.came, self.name = False, "A signal to another process"
-
-    def __call__(self, number: int, frame: object) -> None:
-        self.came, self.name = True, signal.Signals(number).name
-
-
 @contextmanager
-def stop_on_signals(wanted: bool) -> Iterator[StopRequest]:
-    """Within the block SIGINT and SIGTERM only leave a note, if `wanted` and in the main thread."""
-    request = StopRequest()
-    if not wanted or threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+def note_signals(names: list[str], wanted: bool) -> Iterator[None]:
+    """Within the block SIGINT and SIGTERM only note their names, if `wanted` and in the main thread."""
+    asked = (signal.SIGINT, signal.SIGTERM) if wanted and current_thread() is main_thread() else ()
+    before = {one: signal.signal(one, lambda number, _: names.append(signal.Signals(number).name)) for one in asked}
     try:
-        yield request
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

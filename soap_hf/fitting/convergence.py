@@ -49,8 +49,7 @@ class Removal:
     """What a fit would remove from one layer, and the scores behind it."""
 
     projection: SOAPProjection
-    scores: Tensor
-    """Decreasing; those of the removed components and the next one."""
+    scores: Tensor  # decreasing; those of the removed components and the next one
 
     @classmethod
     def of(cls, scores: Tensor, components: Tensor, weigh: Callable[[Tensor], Tensor]) -> "Removal":
@@ -69,19 +68,12 @@ class Removal:
 
 @dataclass
 class Convergence:
-    """Follows what a fit would remove, check by check.
+    """Follows what a fit would remove, check by check."""
 
-    Args:
-        tolerance (`float`): movements below it count as none.
-
-    Attributes:
-        converged_after (`int`, *optional*): images seen when the fit had settled.
-    """
-
-    tolerance: float = REPORTED_TOLERANCE
+    tolerance: float = REPORTED_TOLERANCE  # movements below it count as none
     checked_at: int = 0
     steady: int = 0
-    converged_after: int | None = None
+    converged_after: int | None = None  # images seen when the fit had settled
     removals: dict[int, Removal] = field(default_factory=dict)
 
     def due(self, num_images: int) -> bool:

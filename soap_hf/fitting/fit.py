@@ -1,7 +1,6 @@
 """Fitting: from a backbone and some images to a head."""
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from ..layout.backbone import OpenedBackbone
 from ..layout.detection import PatchLayout
 from ..runtime.errors import BackboneError, LayoutError, SOAPError
 from ..runtime.patch_layout import as_size
-from ..statistics.semantic_invariance import suppression_weights
 from ..statistics.soap_statistics import SOAPStatistics
 from ..version import package_versions
 from .arguments import FitArguments
@@ -31,7 +29,7 @@ from .checkpoint import Checkpoint, fit_identity
 from .passes import TokenPasses
 from .processes import find_device, from_main_alone, join_processes, on_main
 from .reader import TokenReader
-from .unseen import Split, split_images
+from .unseen import split_images
 
 logger = logging.get_logger(__name__)
 
@@ -112,14 +110,9 @@ def fit_soap(
     )
     opened.forget_probes()
     images = open_dataset(
-        dataset,
-        split=chosen.split,
-        config_name=chosen.config_name,
-        streaming=chosen.streaming,
-        token=chosen.token,
+        dataset, split=chosen.split, config_name=chosen.config_name, streaming=chosen.streaming, token=chosen.token
     )
-    parts = split_images(images, chosen)
-    sample = parts.fitted
+    sample, checked, tuned = split_images(images, chosen)
     origin = {
         "dataset": public_name(dataset, images),
         "config_name": chosen.config_name,
@@ -132,15 +125,11 @@ def fit_soap(
     }
     saved = None
     if chosen.checkpoint is not None:
-        sizes = {
-            "num_images": chosen.num_images,
-            "num_synthetic": chosen.num_synthetic,
-            "token_cache": parse_bytes(chosen.token_cache),
-        }
-        identity = fit_identity(model, sample, preprocess, **origin, **sizes)
+        sizes = {"num_images": chosen.num_images, "num_synthetic": chosen.num_synthetic}
+        cache_size = parse_bytes(chosen.token_cache)
+        identity = fit_identity(model, sample, preprocess, **origin, **sizes, token_cache=cache_size)
         saved = Checkpoint(Path(chosen.checkpoint), identity, chosen.checkpoint_every)
-    reader = TokenReader(model, sample, preprocess, chosen)
-    passes = TokenPasses(reader, chosen, partial(suppression_weights, **chosen.strength), saved)
+    passes = TokenPasses(TokenReader(model, sample, preprocess, chosen), chosen, saved)
     if saved is not None and chosen.resume:
         saved.restore(passes.state)
     elif saved is not None:
@@ -148,10 +137,11 @@ def fit_soap(
     statistics = passes.statistics()
     model.set_statistics(statistics)
     model.reweight(**chosen.strength)
-    if parts.tuned is not None:
-        model.reweight(
-            **{**chosen.strength, "mu": from_main_alone(partial(_matching_mu, model, parts, preprocess, chosen))}
-        )
+    matching: dict[str, Any] = {"batch_size": 32 if chosen.batch_size == "auto" else chosen.batch_size}
+    matching |= {"preprocess": preprocess, "seed": chosen.seed, "progress": chosen.progress}
+    if tuned is not None:
+        mu = from_main_alone(_matching_mu, model, tuned, **matching)
+        model.reweight(**{**chosen.strength, "mu": mu})
     state, some = passes.state, statistics[layers[0]]
     model.config.fit = {
         **origin,
@@ -164,44 +154,36 @@ def fit_soap(
         "converged_after": state.convergence.converged_after,
         "versions": package_versions(),
     }
-    if parts.tuned is not None:
+    if tuned is not None:
         model.config.fit["mu"] = chosen.mu
-    if parts.checked is not None:
-        model.config.checks = from_main_alone(partial(_checks, model, parts.checked, preprocess, chosen))
+    if checked is not None:
+        model.config.checks = from_main_alone(_checks, model, checked, **matching)
     on_main(_warn_of_findings, model, statistics)
     if chosen.progress:
         on_main(print_report, model.config)
     return model.eval() if isinstance(backbone, (str, os.PathLike)) else model
 
 
-def _matching_mu(model: SOAPModelWrapper, parts: Split, preprocess: ImagePreprocessor, chosen: FitArguments) -> Any:
+def _matching_mu(model: SOAPModelWrapper, images: Examples, **options: Any) -> Any:
     """The strength that matching supports; `"auto"`, aloud, if it cannot be measured: that must not cost the fit."""
-    options: dict[str, Any] = {"batch_size": _views(chosen), "seed": chosen.seed, "progress": chosen.progress}
     try:
-        choice = choose_mu(model, parts.tuned, preprocess=preprocess, **options)
+        choice = choose_mu(model, images, **options)
     except SOAPError as error:
         logger.warning(f'The strength stays at "auto", since matching could not choose one: {error}')
         return "auto"
-    if chosen.progress:
+    if options["progress"]:
         show(choice.table())
         show(choice.reason)
     return choice.mu
 
 
-def _checks(
-    model: SOAPModelWrapper, images: Examples, preprocess: ImagePreprocessor, chosen: FitArguments
-) -> list[dict[str, Any]]:
+def _checks(model: SOAPModelWrapper, images: Examples, **options: Any) -> list[dict[str, Any]]:
     """What matching says of the head; nothing, aloud, if it cannot be measured: that must not cost the fit."""
-    options: dict[str, Any] = {"batch_size": _views(chosen), "seed": chosen.seed, "progress": chosen.progress}
     try:
-        return check_head(model, images, preprocess, **options)
+        return check_head(model, images, **options)
     except SOAPError as error:
         logger.warning(f"The head is not checked: {error}")
         return []
-
-
-def _views(chosen: FitArguments) -> int:
-    return chosen.batch_size if isinstance(chosen.batch_size, int) else 32
 
 
 def _opened_backbone(backbone: str | os.PathLike | PreTrainedModel, chosen: FitArguments) -> OpenedBackbone:
@@ -213,14 +195,9 @@ def _opened_backbone(backbone: str | os.PathLike | PreTrainedModel, chosen: FitA
             )
         return OpenedBackbone(backbone, revision=chosen.revision)
     device = find_device(chosen.device)
-    return OpenedBackbone.load(
-        backbone,
-        dtype=chosen.dtype or ("float32" if device.type == "cpu" else "auto"),
-        device=device,
-        revision=chosen.revision,
-        token=chosen.token,
-        trust_remote_code=chosen.trust_remote_code,
-    )
+    dtype = chosen.dtype or ("float32" if device.type == "cpu" else "auto")
+    how: Any = {"token": chosen.token, "trust_remote_code": chosen.trust_remote_code}
+    return OpenedBackbone.load(backbone, dtype=dtype, device=device, revision=chosen.revision, **how)
 
 
 def _layers(opened: OpenedBackbone, size: tuple[int, int], wanted: Any) -> list[int]:

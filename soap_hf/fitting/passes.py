@@ -1,11 +1,11 @@
 """One pass over real images and one over synthetic ones, in step with other processes, into the accumulators."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from accelerate import PartialState
-from torch import Tensor
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
@@ -13,16 +13,16 @@ from ..data.image_files import stop_if_too_many_bad
 from ..data.image_sample import SHUFFLE_BUFFER
 from ..layout.probing import evaluation_mode
 from ..runtime.errors import DataError, FitInterrupted, ProcessLostError
-from ..statistics.semantic_invariance import semantic_invariance
+from ..statistics.semantic_invariance import semantic_invariance, suppression_weights
 from ..statistics.soap_statistics import SOAPStatistics
 from ..statistics.token_statistics import PrincipalComponents, ResponseCounts, TokenMoments
 from .arguments import FitArguments
 from .cache import PROBE_IMAGES, LayerTokens, TokenCache, parse_bytes, plan_cache
-from .checkpoint import Checkpoint, StopRequest, stop_on_signals
+from .checkpoint import Checkpoint, note_signals
 from .convergence import REPORTED_TOLERANCE, Convergence, Removal
 from .processes import (
+    from_main,
     gather_lists,
-    main_process_components,
     merged_counts,
     merged_moments,
     on_main,
@@ -47,29 +47,13 @@ class Step(NamedTuple):
 
 
 class TokenPasses:
-    """Reads real and synthetic images once each, and adds up what their tokens say.
+    """Reads real and synthetic images once each, and adds up in `state` what their tokens say.
 
-    Args:
-        reader ([`TokenReader`]): the images and the backbone.
-        arguments ([`FitArguments`]): how to read them.
-        weigh: suppression weights `(D,)` of scores `(D,)`, for the checks whether the fit has settled.
-        checkpoint ([`Checkpoint`], *optional*): where to save.
-
-    Attributes:
-        state ([`FitState`]): what was added up; `num_readable`, `num_bad` and `convergence` tell of the whole fit.
-
-    Raises:
-        DataError: the token cache is too small for one batch.
+    A `DataError` refuses a token cache that is too small for one batch.
     """
 
-    def __init__(
-        self,
-        reader: TokenReader,
-        arguments: FitArguments,
-        weigh: Callable[[Tensor], Tensor],
-        checkpoint: Checkpoint | None = None,
-    ):
-        self.reader, self.arguments, self.weigh, self.checkpoint = reader, arguments, weigh, checkpoint
+    def __init__(self, reader: TokenReader, arguments: FitArguments, checkpoint: Checkpoint | None = None):
+        self.reader, self.arguments, self.checkpoint = reader, arguments, checkpoint
         with torch.no_grad(), evaluation_mode(reader.model):
             shapes = reader.synthetic_tokens(0, 1, "a synthetic image")
         if arguments.exact:  # the second pass needs no tokens, only the checks on the way do
@@ -85,34 +69,27 @@ class TokenPasses:
             moments={layer: TokenMoments(patches.shape[-1], device, products) for layer, patches in shapes.items()},
             convergence=Convergence(REPORTED_TOLERANCE if arguments.tolerance is None else arguments.tolerance),
         )
-        self._stop = StopRequest()
+        self._signals: list[str] = []
 
     @torch.no_grad()
     def statistics(self) -> dict[int, SOAPStatistics]:
-        """Components of the real images, then responses on real and synthetic ones, for each layer. Collective.
-
-        Raises:
-            DataError: too many unreadable images, or fewer than 2 readable ones.
-            NonFiniteTokensError: tokens with NaN or Inf.
-            FitInterrupted: a signal came; the checkpoint is written.
-        """
+        """Components of the real images, then responses on real and synthetic ones, for each layer. Collective."""
         state = self.state
-        with evaluation_mode(self.reader.model), stop_on_signals(self.checkpoint is not None) as self._stop:
+        with evaluation_mode(self.reader.model), note_signals(self._signals, self.checkpoint is not None):
             if state.phase == "components":
                 self._add_up_components()
             if state.phase == "real responses":
                 again = self.reader.real(state.phase, state.position, state.end)
                 self._answer(state.real, again, state.num_readable)
-                state.next_phase("synthetic responses")
+                state.phase, state.position = "synthetic responses", 0
             self._answer_synthetic()
         bad = gather_lists(state.bad_images)
         if bad:
             on_main(logger.warning, f"{len(bad)} unreadable images were skipped: {', '.join(map(str, bad))}.")
-        real, synthetic = (
-            {layer: merged_counts(single) for layer, single in counts.items()}
-            for counts in (state.real, state.synthetic)
-        )
-        return {layer: SOAPStatistics.from_counts(real[layer], synthetic[layer]) for layer in real}
+        return {
+            layer: SOAPStatistics.from_counts(merged_counts(real), merged_counts(state.synthetic[layer]))
+            for layer, real in state.real.items()
+        }
 
     def _add_up_components(self) -> None:
         state = self.state
@@ -134,12 +111,14 @@ class TokenPasses:
         self._stop_if_too_many_bad(state.num_read)  # a stream may hold fewer images than were asked for
         if state.num_readable < 2:
             raise DataError(f"A fit needs at least 2 readable images, but found {state.num_readable}.")
-        self._warn_of_idle_processes()
+        idle = gather_lists([] if next(iter(state.moments.values())).count else [self.reader.rank])
+        if idle:
+            on_main(logger.warning, f"Processes {idle} read no image: there are too few for so many.")
         self.cache.halve_if_more_than_whole(state.num_read)
         state.real = self._answers(self._principal(), () if self.arguments.exact else self.cache.batches())
         self.cache.clear()
-        state.end = state.position
-        state.next_phase("real responses" if self.arguments.exact else "synthetic responses")
+        state.end, state.position = state.position, 0
+        state.phase = "real responses" if self.arguments.exact else "synthetic responses"
 
     def _answer_synthetic(self) -> None:
         state = self.state
@@ -169,10 +148,9 @@ class TokenPasses:
         return counts
 
     def _principal(self) -> dict[int, PrincipalComponents]:
-        return {
-            layer: main_process_components(merged_moments(moments).principal_components())
-            for layer, moments in self.state.moments.items()
-        }
+        """Those of the main process, since another machine may turn components of equal variance."""
+        found = {layer: merged_moments(each).principal_components() for layer, each in self.state.moments.items()}
+        return {layer: PrincipalComponents(*map(from_main, each)) for layer, each in found.items()}
 
     @staticmethod
     def _num_answers(counts: dict[int, ResponseCounts]) -> int:
@@ -191,7 +169,7 @@ class TokenPasses:
             except Exception as failure:
                 error = failure
             mine = batch or NO_BATCH
-            numbers = (batch is not None, len(mine.positions) + len(mine.bad), len(mine.bad), self._stop.came)
+            numbers = (batch is not None, len(mine.positions) + len(mine.bad), len(mine.bad), bool(self._signals))
             try:
                 step = Step(*sum_unless_one_failed(error, numbers))
             except ProcessLostError:
@@ -215,8 +193,9 @@ class TokenPasses:
         if step.signals:
             self._save()
             raise FitInterrupted(
-                f"{self._stop.name} came during the {state.phase}, after {state.position} images; the checkpoint "
-                f"{self.checkpoint.path} is written, from which the same command goes on with --resume."
+                f"{(self._signals or ['A signal to another process'])[-1]} came during the {state.phase}, after "
+                f"{state.position} images; the checkpoint {self.checkpoint.path} is written, from which the same "
+                "command goes on with --resume."
             )
         if self.checkpoint.due(step.read):
             self._save()
@@ -234,24 +213,19 @@ class TokenPasses:
             for batch, _ in self._in_step(self.reader.synthetic("synthetic responses", 0, self.probe.num_images)):
                 self.probe.add(batch.tokens, batch.positions)
             self._probed = True
-        principal = self._principal()
+        principal, weigh = self._principal(), partial(suppression_weights, **self.arguments.strength)
         real = self._answers(principal, self.cache.batches(PROBE_IMAGES))
         synthetic = self._answers(principal, self.probe.batches())
         removals = {}
         for layer, each in principal.items():
             p, q = (merged_counts(counts[layer]).response() for counts in (real, synthetic))
             scores = semantic_invariance(p, q).masked_fill(~each.resolved, 0)
-            removals[layer] = Removal.of(scores, each.components, self.weigh)
+            removals[layer] = Removal.of(scores, each.components, weigh)
         return removals
 
     def _stop_if_too_many_bad(self, expected: int) -> None:
         bad = gather_lists(self.state.bad_images)
         stop_if_too_many_bad(bad, self.arguments.max_bad_fraction, self.state.num_read, expected)
-
-    def _warn_of_idle_processes(self) -> None:
-        idle = gather_lists([] if next(iter(self.state.moments.values())).count else [self.reader.rank])
-        if idle:
-            on_main(logger.warning, f"Processes {idle} read no image: there are too few for so many.")
 
     def _bar(self, phase: str, total: int | None, done: int) -> tqdm:
         hidden = not (self.arguments.progress and PartialState().is_main_process)

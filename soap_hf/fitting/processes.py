@@ -16,18 +16,14 @@ from accelerate.utils import broadcast, broadcast_object_list, gather_object, pa
 from torch import Tensor
 
 from ..runtime.errors import BackboneError, ProcessLostError, SOAPError, first_sentence
-from ..statistics.token_statistics import PrincipalComponents, ResponseCounts, TokenMoments
+from ..statistics.token_statistics import ResponseCounts, TokenMoments
 
 Result = TypeVar("Result")
 Accumulator = TypeVar("Accumulator", TokenMoments, ResponseCounts)
 
 
 def join_processes(device: str | torch.device | None = None) -> PartialState:
-    """Joins the processes of a launcher, if there is one; does nothing the second time.
-
-    Args:
-        device (`str` or `torch.device`, *optional*): `"cpu"` keeps off an accelerator.
-    """
+    """Joins the processes of a launcher, if there is one; `"cpu"` keeps off an accelerator. Twice does no harm."""
     launched = "LOCAL_RANK" in os.environ
     asked = str(device) == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
     on_cpu = asked or not torch.accelerator.is_available()
@@ -43,11 +39,7 @@ def _leave_processes() -> None:
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:
-    """A device by name; by default this process's accelerator if there is one.
-
-    Raises:
-        BackboneError: it cannot be used here.
-    """
+    """A device by name; by default this process's accelerator if there is one."""
     try:
         target = torch.device(device) if device is not None else PartialState().device
         torch.empty(0, device=target)
@@ -58,11 +50,20 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """The sum of a tensor that every process has in one shape, on its device. Collective."""
+    return _over_processes(lambda mine: reduce(mine, "sum"), tensor)
+
+
+def from_main(tensor: Tensor) -> Tensor:
+    """The main process's tensor. Collective."""
+    return _over_processes(broadcast, tensor)
+
+
+def _over_processes(collect: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
     state = PartialState()
     if state.num_processes == 1:
         return tensor
     with _others_alive():
-        return reduce(tensor.to(state.device), "sum").to(tensor.device)
+        return collect(tensor.to(state.device).contiguous()).to(tensor.device)
 
 
 def gather_lists(items: list) -> list:
@@ -73,25 +74,8 @@ def gather_lists(items: list) -> list:
         return gather_object(items)
 
 
-def from_main(tensor: Tensor) -> Tensor:
-    """The main process's tensor. Collective."""
-    state = PartialState()
-    if state.num_processes == 1:
-        return tensor
-    with _others_alive():
-        return broadcast(tensor.to(state.device).contiguous()).to(tensor.device)
-
-
 def sum_unless_one_failed(error: Exception | None, numbers: Sequence[int]) -> list[int]:
-    """Sums of some numbers over the processes; if one of them failed, all raise its error. Collective.
-
-    Args:
-        error (`Exception`, *optional*): why this process failed.
-        numbers (`Sequence[int]`): to be added up.
-
-    Raises:
-        SOAPError: of the first process that failed, with its rank.
-    """
+    """Sums of some numbers over the processes; if one failed (`error`), all raise that, with its rank. Collective."""
     if PartialState().num_processes == 1:
         if error is not None:
             raise error
@@ -123,24 +107,15 @@ def merged_counts(counts: ResponseCounts) -> ResponseCounts:
     return total.load({name: sum_over_processes(tensor) for name, tensor in counts.tensors().items()})
 
 
-def main_process_components(principal: PrincipalComponents) -> PrincipalComponents:
-    """The main process's principal components: another machine may turn those of equal variance. Collective."""
-    return PrincipalComponents(*map(from_main, principal))
-
-
-def from_main_alone(function: Callable[[], Result]) -> Result:
-    """What a function gives in the main process, for all of them. Collective.
-
-    Raises:
-        SOAPError: what the function raises there, in every process.
-    """
+def from_main_alone(function: Callable[..., Result], *arguments: Any, **options: Any) -> Result:
+    """What a function gives in the main process, for all of them; what it raises there, all raise. Collective."""
     state = PartialState()
     if state.num_processes == 1:
-        return function()
+        return function(*arguments, **options)
     found: list[Any] = [None]
     if state.is_main_process:
         try:
-            found = [function()]
+            found = [function(*arguments, **options)]
         except Exception as error:
             found = [_as_ours(error)]
     with _others_alive():

@@ -1,5 +1,6 @@
 """From images to patch tokens: this process's share of them, one forward pass of the backbone for all layers."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -37,11 +38,7 @@ class TokenBatch(NamedTuple):
 class TokenReader:
     """Reads the raw patch tokens of real and synthetic images; of each, processes share the work.
 
-    Args:
-        model ([`SOAPModelWrapper`]): whose backbone and layers are read; its projections are not applied.
-        sample ([`ImageSample`]): the real images.
-        preprocess ([`ImagePreprocessor`]): makes pixels of them.
-        arguments ([`FitArguments`]): batch size, workers, seed, and what else reading depends on.
+    Those of the model's layers are read, and its projections not applied.
     """
 
     def __init__(
@@ -58,30 +55,22 @@ class TokenReader:
         """Images that all processes together read in one step."""
         return self.batch_size * self.num_processes
 
-    def real(self, phase: str, start: int, stop: int | None = None) -> Iterator[TokenBatch]:
-        """This process's share of the real images from position `start` up to `stop`.
-
-        Args:
-            phase (`str`): what they are read for, for errors.
+    def real(self, phase: str, start: int, stop: int = sys.maxsize) -> Iterator[TokenBatch]:
+        """This process's share of the real images from position `start` up to `stop`; an error names the `phase`.
 
         Raises:
             DataError: the data set gives no more images before its end.
             NonFiniteTokensError: a token holds NaN or Inf; names the batch.
         """
-        share = {"rank": self.rank, "num_processes": self.num_processes}
-        batches = self.sample.batches(
-            self.preprocess.of_example, self.batch_size, self.arguments.num_workers, start=start, stop=stop, **share
-        )
+        share: Any = {"start": start, "stop": stop, "rank": self.rank, "num_processes": self.num_processes}
+        prepare, num_workers = self.preprocess.of_example, self.arguments.num_workers
+        batches = self.sample.batches(prepare, self.batch_size, num_workers, **share)
         for number, batch in enumerate(_as_data_errors(batches), start=1 + start // self.step_size):
-            tokens = self.tokens(batch.values, f"batch {number} of the {phase}") if batch.positions else {}
+            tokens = self._tokens(batch.values, f"batch {number} of the {phase}") if batch.positions else {}
             yield TokenBatch(tokens, batch.positions, batch.bad)
 
     def synthetic(self, phase: str, start: int, stop: int) -> Iterator[TokenBatch]:
-        """This process's share of synthetic images `start … stop - 1`, drawn on the backbone's device.
-
-        Raises:
-            NonFiniteTokensError: a token holds NaN or Inf; names the batch.
-        """
+        """This process's share of synthetic images `start … stop - 1`, drawn on the backbone's device."""
         turns = range(start + self.rank * self.batch_size, stop, self.step_size)
         for number, first in enumerate(turns, start=1 + start // self.step_size):
             positions = list(range(first, min(first + self.batch_size, stop)))
@@ -90,26 +79,11 @@ class TokenReader:
 
     def synthetic_tokens(self, first: int, number: int, where: str) -> LayerTokens:
         """Patch tokens of synthetic images `first … first + number - 1`."""
-        images = synthesize_images(
-            number,
-            self.preprocess.size,
-            self.arguments.seed,
-            offset=first,
-            isotropic=self.arguments.isotropic,
-            device=self.model.device,
-        )
-        return self.tokens(self.preprocess.normalize(images), where)
+        options = {"isotropic": self.arguments.isotropic, "device": self.model.device}
+        images = synthesize_images(number, self.preprocess.size, self.arguments.seed, offset=first, **options)
+        return self._tokens(self.preprocess.normalize(images), where)
 
-    def tokens(self, pixels: Tensor, where: str) -> LayerTokens:
-        """Patch tokens of each layer, `(B, *grid, D)`.
-
-        Args:
-            pixels (`torch.Tensor` of shape `(B, 3, H, W)`): as the backbone expects them, on any device.
-            where (`str`): what they are, for an error.
-
-        Raises:
-            NonFiniteTokensError: a token holds NaN or Inf.
-        """
+    def _tokens(self, pixels: Tensor, where: str) -> LayerTokens:
         found = read_raw_tokens(self.model, pixels, where, forward=self._forward)
         return {layer: tokens.patches for layer, tokens in found.items()}
 
@@ -129,12 +103,7 @@ class TokenReader:
 
 def _as_data_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches; what goes wrong between them becomes an error of the data."""
-    source = iter(batches)
-    while True:
-        try:
-            batch = next(source)
-        except StopIteration:
-            return
-        except Exception as error:  # a connection that drops, a decoding process that dies, a broken archive …
-            raise DataError(f"The data set stopped giving images ({first_sentence(error)}).") from error
-        yield batch
+    try:
+        yield from batches
+    except Exception as error:  # a connection that drops, a decoding process that dies, a broken archive …
+        raise DataError(f"The data set stopped giving images ({first_sentence(error)}).") from error

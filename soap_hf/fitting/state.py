@@ -13,30 +13,23 @@ from .processes import gather_lists, merged_counts, merged_moments
 
 Phase = Literal["components", "real responses", "synthetic responses"]
 
+PROGRESS = ("phase", "position", "end", "num_read", "num_bad")
+CHECKS = ("checked_at", "steady", "converged_after")
+"""What a checkpoint holds of a state and of its convergence, beside tensors and bad images."""
+
 
 @dataclass
 class FitState:
-    """What this process has added up, and how far all of them have come.
+    """What this process has added up, of each layer, and how far all of them have come."""
 
-    Attributes:
-        moments (`dict[int, TokenMoments]`): of each layer; filled in the phase `"components"`.
-        phase (`str`): what is being worked off.
-        position (`int`): images of this phase, in their recorded order, that all processes have worked off.
-        end (`int`): position up to which the real images were read, once they are.
-        num_read, num_bad (`int`): real images read by all processes, and unreadable ones among them.
-        bad_images (`list[BadImage]`): those that this process could not read.
-        real, synthetic (`dict[int, ResponseCounts]`): of each layer; filled in the later phases.
-        convergence (`Convergence`): whether the fit has settled.
-    """
-
-    moments: dict[int, TokenMoments]
+    moments: dict[int, TokenMoments]  # filled in the phase "components"
     phase: Phase = "components"
-    position: int = 0
-    end: int = 0
-    num_read: int = 0
-    num_bad: int = 0
-    bad_images: list[BadImage] = field(default_factory=list)
-    real: dict[int, ResponseCounts] = field(default_factory=dict)
+    position: int = 0  # images of this phase, in their recorded order, that all processes have worked off
+    end: int = 0  # position up to which the real images were read, once they are
+    num_read: int = 0  # real images read by all processes …
+    num_bad: int = 0  # … and unreadable ones among them
+    bad_images: list[BadImage] = field(default_factory=list)  # those that this process could not read
+    real: dict[int, ResponseCounts] = field(default_factory=dict)  # filled in the later phases, as the next
     synthetic: dict[int, ResponseCounts] = field(default_factory=dict)
     convergence: Convergence = field(default_factory=Convergence)
 
@@ -44,10 +37,6 @@ class FitState:
     def num_readable(self) -> int:
         """Real images whose tokens are in the moments of all processes."""
         return self.num_read - self.num_bad
-
-    def next_phase(self, phase: Phase) -> None:
-        """Begins another phase at its first image."""
-        self.phase, self.position = phase, 0
 
     def merged(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What all processes have added up, as tensors and as values for JSON. Collective."""
@@ -63,31 +52,23 @@ class FitState:
         for layer, removal in self.convergence.removals.items():
             projection = {"basis": removal.projection.basis, "weights": removal.projection.weights}
             tensors |= _named("removal", layer, {**projection, "scores": removal.scores})
-        values = {
-            "phase": self.phase,
-            "position": self.position,
-            "end": self.end,
-            "num_read": self.num_read,
-            "num_bad": self.num_bad,
-            "bad_images": [[bad.name, bad.reason] for bad in gather_lists(self.bad_images)],
-            "checked_at": self.convergence.checked_at,
-            "steady": self.convergence.steady,
-            "converged_after": self.convergence.converged_after,
-        }
-        return tensors, values
+        values = {name: getattr(self, name) for name in PROGRESS}
+        values |= {name: getattr(self.convergence, name) for name in CHECKS}
+        bad = [[bad.name, bad.reason] for bad in gather_lists(self.bad_images)]
+        return tensors, {**values, "bad_images": bad}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any], with_sums: bool) -> None:
-        """Takes over what `merged` gave.
-
-        Args:
-            tensors, values (`dict`): from there.
-            with_sums (`bool`): whether this process takes the sums; exactly one must.
-        """
-        for name in ("phase", "position", "end", "num_read", "num_bad"):
+        """Takes over what `merged` gave; exactly one process must take it `with_sums`."""
+        for name in PROGRESS:
             setattr(self, name, values[name])
+        for name in CHECKS:
+            setattr(self.convergence, name, values[name])
+        self.bad_images = [BadImage(*bad) for bad in values["bad_images"]] if with_sums else []
         for layer, moments in self.moments.items():
             if self.phase == "components":
-                self._restore_removal(layer, tensors)
+                if saved := _unnamed("removal", layer, tensors):
+                    projection = SOAPProjection(saved["basis"], saved["weights"])
+                    self.convergence.removals[layer] = Removal(projection, saved["scores"])
                 if with_sums:
                     moments.load(_unnamed("moments", layer, tensors))
                 continue
@@ -99,14 +80,6 @@ class FitState:
                     counts[layer] = ResponseCounts(PrincipalComponents(**principal), grid, moments.products)
                     if with_sums:
                         counts[layer].load(saved)
-        for name in ("checked_at", "steady", "converged_after"):
-            setattr(self.convergence, name, values[name])
-        self.bad_images = [BadImage(*bad) for bad in values["bad_images"]] if with_sums else []
-
-    def _restore_removal(self, layer: int, tensors: dict[str, Tensor]) -> None:
-        if saved := _unnamed("removal", layer, tensors):
-            projection = SOAPProjection(saved["basis"], saved["weights"])
-            self.convergence.removals[layer] = Removal(projection, saved["scores"])
 
 
 def _named(kind: str, layer: int, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -25,16 +25,11 @@ TUNING_IMAGES = 100
 
 
 class Split(NamedTuple):
-    """A data set in parts that share no image.
-
-    Attributes:
-        fitted ([`ImageSample`]): what the fit reads.
-        checked, tuned ([`Examples`], *optional*): for the check of the head, and for the choice of its strength.
-    """
+    """A data set in parts that share no image."""
 
     fitted: ImageSample
-    checked: Examples | None
-    tuned: Examples | None
+    checked: Examples | None  # for the check of the head
+    tuned: Examples | None  # for the choice of its strength
 
 
 def split_images(images: Dataset | IterableDataset, chosen: FitArguments) -> Split:
@@ -49,7 +44,8 @@ def split_images(images: Dataset | IterableDataset, chosen: FitArguments) -> Spl
     wanted, column, seed = chosen.check + tuning, chosen.image_column, chosen.seed
     least = min(wanted, LEAST_UNSEEN * ((chosen.check > 0) + (tuning > 0)))
     if isinstance(images, IterableDataset):
-        found = wanted if wanted and _reaches(undecoded(images, column), 2 * wanted) else 0
+        enough = wanted and sum(1 for _ in undecoded(images, column).take(2 * wanted)) == 2 * wanted
+        found = wanted if enough else 0
         fitted = ImageSample(images, column, chosen.num_images, seed, skip=found)
         rows = fitted.skipped
     else:
@@ -81,21 +77,11 @@ def _examples(rows: Dataset | IterableDataset | None, numbers: range, chosen: Fi
     return Examples(rows.select(numbers), chosen.image_column, seed=chosen.seed, max_bad_fraction=0.5)
 
 
-def _reaches(stream: IterableDataset, count: int) -> bool:
-    return sum(1 for _ in stream.take(count)) == count
-
-
 def _say_what_is_fitted(chosen: FitArguments, available: int, asked: int, found: int) -> None:
     """Says when fewer images are fitted on than asked for."""
-    wanted = chosen.num_images
+    wanted, told = chosen.num_images, f"The data set has {available} images"
     if wanted is not None and asked < wanted and not found:
-        on_main(
-            logger.warning,
-            f"The data set has {available} images, fewer than the {wanted} asked for: all are used.",
-        )
+        on_main(logger.warning, f"{told}, fewer than the {wanted} asked for: all are used.")
     elif found and asked + found == available and (wanted is None or asked < wanted):
-        on_main(
-            logger.warning,
-            f"The data set has {available} images: {asked} are fitted on, and {found} are kept to check the head "
-            "(check=0 fits on all).",
-        )
+        kept = f"{asked} are fitted on, and {found} are kept to check the head (check=0 fits on all)"
+        on_main(logger.warning, f"{told}: {kept}.")

@@ -156,11 +156,8 @@ def _results(config: SOAPConfig, folder: Path) -> list[dict[str, Any]]:
 
     Those of another strength are not the head's. The check of the fit comes first.
     """
-    seen = (
-        "not seen by the fit"
-        if all(check["unseen"] for check in config.checks)
-        else "by which its strength was chosen"
-    )
+    unseen = all(check["unseen"] for check in config.checks)
+    seen = "not seen by the fit" if unseen else "by which its strength was chosen"
     data = f"{(config.fit or {}).get('dataset') or 'photographs'}, {seen}"
     rows: list[dict[str, Any]] = [
         {

@@ -184,6 +184,7 @@ def _stage(folder: Path, staging: Path, push: Push) -> SOAPConfig:
 
 
 def _send(staging: Path, config: SOAPConfig, push: Push) -> str:
+    """Sends what was staged; the address of the commit, or of the pull request."""
     api = HfApi(token=push.token)
     license = _point_to_backbone(api, config, push)
     config.auto_map, config.architectures = dict(AUTO_MAP), [modeling_soap.SOAPModelWrapper.__name__]
@@ -191,16 +192,22 @@ def _send(staging: Path, config: SOAPConfig, push: Push) -> str:
     repo_id = retried(lambda: api.create_repo(push.repo_id, private=push.private, exist_ok=True)).repo_id
     if push.revision is not None and not push.create_pr and not push.revision.startswith("refs/"):
         retried(lambda: api.create_branch(repo_id, branch=str(push.revision), exist_ok=True))
-    there = _refuse_something_else(api, repo_id, push)
-    old = _old_card(api, repo_id, push, staging, there)
+    there, card = _refuse_something_else(api, repo_id, push), staging / CARD_FILE
+    old = card.read_text(encoding="utf-8") if card.exists() else None
+    if CARD_FILE in there and (old is None or not is_edited(old)):  # else a person has edited the one beside the head
+        remote = api.hf_hub_download(repo_id, CARD_FILE, revision=push.revision)
+        old = Path(remote).read_text(encoding="utf-8")
     write_card(config, staging, name=repo_id, license=push.license, fallback_license=license, old=old)
+    layers = zip(config.ranks, config.hidden_sizes, config.layers, strict=True)
+    removed = " and ".join(f"{rank} of {size} directions of layer {layer}" for rank, size, layer in layers)
+    fit = f", fitted on {config.fit['num_images']} images of {config.fit['dataset']}" if config.fit else ""
     commit = retried(
         lambda: api.upload_folder(
             repo_id=repo_id,
             folder_path=staging,
             revision=push.revision,
             create_pr=push.create_pr,
-            commit_message=push.commit_message or _message(config),
+            commit_message=push.commit_message or f"SOAP head: {removed}{fit}",
             delete_patterns=[*OPTIONAL_FILES, f"{BACKBONE_FOLDER}/*", f"{CODE_FOLDER}/*", *CODE_OF_0_1_0],
         ),
         # a pull request may have been opened by a request whose reply was lost
@@ -238,21 +245,3 @@ def _refuse_something_else(api: HfApi, repo_id: str, push: Push) -> set[str]:
             "(--force, force=True)."
         )
     return there
-
-
-def _old_card(api: HfApi, repo_id: str, push: Push, staging: Path, there: set[str]) -> str | None:
-    """The card to be continued: the one beside the head if a person has edited it, else the one on the Hub."""
-    local, remote = staging / CARD_FILE, None
-    if CARD_FILE in there:
-        remote = Path(api.hf_hub_download(repo_id, CARD_FILE, revision=push.revision)).read_text(encoding="utf-8")
-    if not local.exists():
-        return remote
-    card = local.read_text(encoding="utf-8")
-    return card if remote is None or is_edited(card) else remote
-
-
-def _message(config: SOAPConfig) -> str:
-    layers = zip(config.ranks, config.hidden_sizes, config.layers, strict=True)
-    removed = " and ".join(f"{rank} of {size} directions of layer {layer}" for rank, size, layer in layers)
-    fit = config.fit
-    return f"SOAP head: {removed}" + (f", fitted on {fit['num_images']} images of {fit['dataset']}" if fit else "")

@@ -1,7 +1,7 @@
 """Talking to the Hub: faults that pass are waited for, the others are put into words."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
@@ -31,28 +31,24 @@ def retried(call: Callable[[], T], lost_replies: bool = True) -> T:
         except OfflineModeIsEnabled:
             raise
         except (HfHubHTTPError, TransportError, ConnectionError) as error:
-            if not (_status(error) in TRANSIENT or (_status(error) is None and lost_replies)):
+            status, headers = _reply(error)
+            if not (status in TRANSIENT or (status is None and lost_replies)):
                 raise
             logger.warning(f"The Hub did not answer as it should ({first_sentence(error)}); trying again in {wait} s.")
-            time.sleep(_wait(error, wait))
+            asked = headers.get("Retry-After", "")
+            time.sleep(min(float(asked), 60) if asked.isdecimal() else wait)
     return call()
 
 
-def _status(error: Exception) -> int | None:
+def _reply(error: Exception) -> tuple[int | None, Mapping[str, str]]:
+    """Status and headers of what the Hub replied, if it did."""
     response = getattr(error, "response", None)
-    return None if response is None else response.status_code
-
-
-def _wait(error: Exception, default: float) -> float:
-    """Seconds that the Hub asks for, within reason."""
-    response = getattr(error, "response", None)
-    asked = "" if response is None else response.headers.get("Retry-After", "")
-    return min(float(asked), 60) if asked.isdecimal() else default
+    return (None, {}) if response is None else (response.status_code, response.headers)
 
 
 def reason(error: Exception) -> str:
     """Why the Hub refused, in words that follow a colon."""
-    status = _status(error)
+    status, _ = _reply(error)
     if isinstance(error, LocalTokenNotFoundError) or status == 401:
         return "the Hub does not know you; log in with `hf auth login`, or set HF_TOKEN to a token with write access"
     if status == 403:

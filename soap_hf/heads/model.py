@@ -179,8 +179,8 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
 
     def set_statistics(self, statistics: Mapping[int, SOAPStatistics]) -> "SOAPModelWrapper":
         """Attaches the statistics of each layer; returns itself. The projections stay as they are until `reweight`."""
-        if set(statistics) != set(self.config.layers):
-            layers = self.config.layers
+        layers = self.config.layers
+        if set(statistics) != set(layers):
             raise HeadError(f"Statistics of layers {list(statistics)} do not fit a head of layers {layers}.")
         self._statistics = dict(statistics)
         return self
@@ -229,8 +229,7 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
         if kwargs.pop("push_to_hub", False):
             raise OutputError("Saving does not push; save first, then call model.push_to_hub(…).")
         if is_main_process:
-            parts: Any = {"state_dict": state_dict, "include_backbone": include_backbone, "figures": figures}
-            save_head(self, save_directory, **parts, **kwargs)
+            save_head(self, save_directory, include_backbone, figures, state_dict=state_dict, **kwargs)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:  # type: ignore[override]
         """Pushes the head in one commit: config, weights, statistics, image processor, code and card.

@@ -23,13 +23,9 @@ INCLUDED_BACKBONE = f"./{BACKBONE_FOLDER}"
 """How a head refers to a backbone that is saved with it."""
 
 COMPONENT_KEYS = {"rank", "component", "score", "standard_error", "variance_share", "weight"}
-"""What is said of a component."""
-
 CHECK_KEYS = {"images", "raw", "clean", "mean", "low", "high", "unseen"}
-"""What is said of a check."""
-
 FIT_KEYS = {"dataset", "image_size", "num_bad_images", "num_images", "num_synthetic", "seed", "versions"}
-"""What is said of a fit."""
+"""What is said of a component (by `SOAPStatistics.table`), of a check (by `check_head`), and of a fit."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +52,16 @@ class HeadRecord:
 
 def check_provenance(config: SOAPConfig) -> None:
     """Refuses a config whose account of components and fit, which reports and cards repeat, is none."""
-    if not all(map(_are_components, config.components)):
-        raise HeadError("The head's config holds components of the wrong kind; fetch or fit it again.")
-    if not (len(config.checks) in (0, len(config.layers)) and all(_is_check(check) for check in config.checks)):
-        raise HeadError("The head's config holds checks of the wrong kind; fetch or fit it again.")
-    if config.fit is not None and not _is_fit(config.fit):
-        raise HeadError("The head's config holds fit of the wrong kind; fetch or fit it again.")
+    components, found, fit = config.components, config.checks, config.fit
+    are_checks = all(_holds_numbers(check, CHECK_KEYS) and isinstance(check["images"], int) for check in found)
+    right = {
+        "components": all(rows and all(_holds_numbers(row, COMPONENT_KEYS) for row in rows) for rows in components),
+        "checks": are_checks and len(found) in (0, len(config.layers)),
+        "fit": fit is None or _is_fit(fit),
+    }
+    for name, holds in right.items():
+        if not holds:
+            raise HeadError(f"The head's config holds {name} of the wrong kind; fetch or fit it again.")
 
 
 def _is_fit(fit: Any) -> bool:
@@ -74,16 +74,6 @@ def _is_fit(fit: Any) -> bool:
         and isinstance(fit["versions"], dict)
         and "soap_hf" in fit["versions"]
     )
-
-
-def _are_components(rows: Any) -> bool:
-    """Whether these are components as `SOAPStatistics.table` gives them, one at least."""
-    return bool(rows) and all(_holds_numbers(row, COMPONENT_KEYS) for row in rows)
-
-
-def _is_check(check: Any) -> bool:
-    """Whether this is what `check_head` says of a layer."""
-    return _holds_numbers(check, CHECK_KEYS) and isinstance(check["images"], int)
 
 
 def _holds_numbers(values: Any, keys: set[str]) -> bool:

@@ -15,7 +15,7 @@ FEW_LAYERS = 3
 
 def print_report(config: SOAPConfig) -> None:
     """Prints the highest-scoring components of each layer and the provenance of a head."""
-    if len(config.layers) > FEW_LAYERS:
+    if len(config.layers) > FEW_LAYERS and config.components:  # a head made by hand knows none
         show(_depth_table(config))
     else:
         for layer, components in zip(config.layers, config.components, strict=False):
@@ -41,12 +41,9 @@ def checks(config: SOAPConfig) -> list[str]:
     """What matching says of the head: a sentence for each layer, of many layers for the last one alone."""
     if not config.checks:
         return []
-    known = list(zip(config.layers, config.ranks, config.checks, strict=True))
-    known = known if len(known) <= FEW_LAYERS else known[-1:]
-    return [
-        check_sentence(check, rank, f"layer {layer}: " if len(config.layers) > 1 else "")
-        for layer, rank, check in known
-    ]
+    several, known = len(config.layers) > 1, list(zip(config.layers, config.ranks, config.checks, strict=True))
+    shown = known if len(known) <= FEW_LAYERS else known[-1:]
+    return [check_sentence(check, rank, f"layer {layer}: " if several else "") for layer, rank, check in shown]
 
 
 def check_sentence(check: dict[str, Any], rank: int, prefix: str = "") -> str:
@@ -57,10 +54,8 @@ def check_sentence(check: dict[str, Any], rank: int, prefix: str = "") -> str:
         >>> check_sentence(check, rank=8).partition(", ")[2]
         'matching rises from 0.21 to 0.33 (+0.12, 95 % +0.09 to +0.14): this head helps.'
     """
-    which = (
-        "photographs that the fit did not see" if check["unseen"] else "photographs by which the strength was chosen"
-    )
-    start = f"{prefix}On {check['images']} {which}, matching "
+    which = "that the fit did not see" if check["unseen"] else "by which the strength was chosen"
+    start = f"{prefix}On {check['images']} photographs {which}, matching "
     shares = f"from {check['raw']:.2f} to {check['clean']:.2f}"
     interval = f"({check['mean']:+.2f}, 95 % {check['low']:+.2f} to {check['high']:+.2f})"
     way_out = "`soap-hf tune` looks for a strength that helps, and mu=0 removes nothing"

@@ -26,13 +26,7 @@ logger = logging.get_logger(__name__)
 
 
 def save_head(
-    model: Any,
-    folder: str | os.PathLike,
-    *,
-    state_dict: dict[str, Tensor] | None = None,
-    include_backbone: bool = False,
-    figures: Mapping[str, bytes] | None = None,
-    **kwargs: Any,
+    model: Any, folder: str | os.PathLike, include_backbone: bool, figures: Mapping[str, bytes] | None, **kwargs: Any
 ) -> None:
     """Writes a head into a folder; see [`SOAPModelWrapper.save_pretrained`]."""
     target = Path(folder)
@@ -40,15 +34,14 @@ def save_head(
     # a backbone that came from inside the head's repository has no other place
     include_backbone = include_backbone or (model.config.backbone_name_or_path or "").startswith("./")
     if getattr(model, "_hf_peft_config_loaded", False) and not include_backbone:
-        return _save_adapter(model, target, state_dict=state_dict, **kwargs)
+        return _save_adapter(model, target, **kwargs)
     if not include_backbone and (reason := _what_would_be_lost(model)):
         logger.warning(f"{reason}: saving the head alone loses that; pass include_backbone=True to keep it.")
     loaded, image_processor = model.statistics_by_layer, model.image_processor  # may come from the Hub
     with staging_folder(target, OPTIONAL_FILES) as staging:
         whole = merged_backbone(model.backbone) if include_backbone else None
         with _head_alone(model, target, whole):
-            save = PreTrainedModel.save_pretrained
-            save(model, staging, state_dict=state_dict, save_original_format=False, **kwargs)
+            PreTrainedModel.save_pretrained(model, staging, save_original_format=False, **kwargs)
         for layer, statistics in loaded.items():
             rank = model.config.ranks[model.config.layers.index(layer)]
             path = staging / statistics_file(model.config, layer)

@@ -341,7 +341,7 @@ def test_processes_read_each_image_once_and_keep_step(few, preprocess, kind, num
 def test_reading_goes_on_from_any_position_with_any_number_of_processes(few, preprocess, streamed):
     sample = sample_of(few.to_iterable_dataset() if streamed else few, 11)
     whole, _ = read(sample, preprocess)
-    for start, stop, number in ((4, None, 2), (5, 9, 3), (0, 4, 2), (11, None, 1), (6, 99, 2)):
+    for start, stop, number in ((4, 99, 2), (5, 9, 3), (0, 4, 2), (11, 99, 1)):
         if OLD_DATASETS and streamed and number > 1:
             refused(sample, preprocess)
             continue
@@ -353,7 +353,7 @@ def test_reading_goes_on_from_any_position_with_any_number_of_processes(few, pre
             )
         ]
         positions = [position for batch in batches for position in batch.positions]
-        assert sorted(positions) == list(range(start, min(11, stop or 11)))
+        assert sorted(positions) == list(range(start, min(11, stop)))
         for batch in batches:
             assert torch.equal(batch.values, whole[batch.positions])
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from soap_hf import SOAPStatistics, fit_soap
-from soap_hf.fitting.cache import TokenCache, bytes_of_image, parse_bytes, plan_cache
+from soap_hf.fitting.cache import TokenCache, parse_bytes, plan_cache
 from soap_hf.runtime.errors import DataError
 
 SHAPE = (3, 2, 8)
@@ -61,8 +61,8 @@ def test_a_cache_keeps_to_its_budget():
     cache, num_probes = plan_cache(tokens, budget, step_size=4)
     for position in range(500):
         cache.add(tokens, [position])
-    held = sum(part.nbytes for _, packed in cache._batches for part in packed[-1])
-    assert 0.9 * budget < held + num_probes * bytes_of_image(tokens) <= budget
+    held = sum(packed[-1].nbytes for _, packed in cache._batches)
+    assert 0.9 * budget < held + num_probes * tokens[-1].nbytes <= budget
 
 
 def test_a_budget_below_one_step_says_how_much_is_needed():

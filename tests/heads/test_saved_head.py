@@ -23,6 +23,8 @@ from transformers import (
 
 from soap_hf import SOAPConfig, SOAPModelWrapper, SOAPProjection, SOAPStatistics, fit_soap
 from soap_hf.compat import AutoImageProcessor
+from soap_hf.heads.opening import HeadRecord
+from soap_hf.heads.report import print_report
 from soap_hf.runtime.errors import BackboneError, DataError, HeadError, HubError, OutputError
 from tests.conftest import noise_image, random_projection
 
@@ -455,3 +457,10 @@ def test_a_failing_replacement_takes_the_folder_of_new_figures_away_again(head, 
     with pytest.raises(OutputError):
         fitted.save_pretrained(head, figures={"curve.png": b"picture"})
     assert sorted(path.name for path in head.iterdir()) == names
+
+
+def test_a_head_of_many_layers_made_by_hand_is_described(vit, tmp_path, capsys):
+    projections = {layer: random_projection(32) for layer in (0, 1, 2, -1)}
+    SOAPModelWrapper.from_backbone(vit, projections).save_pretrained(tmp_path / "head")
+    print_report(HeadRecord.open(tmp_path / "head").config)
+    assert "2 of 32, 2 of 32, 2 of 32, 2 of 32" in " ".join(capsys.readouterr().out.split())
