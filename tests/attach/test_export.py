@@ -7,7 +7,7 @@ import torch
 
 from soap_hf import SOAPBackbone, SOAPModelWrapper
 from soap_hf.attach.export import export_onnx
-from soap_hf.runtime.errors import HeadError
+from soap_hf.runtime.errors import BackboneError, HeadError
 from tests.conftest import random_projection
 from tests.tiny_backbones import TINY_BACKBONES
 
@@ -96,3 +96,18 @@ def test_what_cannot_be_exported_is_refused(projection, tmp_path, monkeypatch):
     with pytest.raises(HeadError, match=r'pip install "soap-hf\[onnx\]"'):
         export_onnx(projection, tmp_path / "projection.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bfloat16_which_no_runtime_takes_is_refused_before_the_trace(vit, projection, tmp_path):
+    model = SOAPModelWrapper.from_backbone(vit.to(torch.bfloat16), projection)
+    with pytest.raises(BackboneError, match=r"take no model in bfloat16; export model\.float\(\)"):
+        export_onnx(model, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_file_in_the_dtype_of_the_model_opens(dtype, vit, projection, tmp_path):
+    model = SOAPModelWrapper.from_backbone(vit.to(dtype), projection)
+    export_onnx(model, tmp_path / "model.onnx")
+    outputs = run(tmp_path / "model.onnx", torch.randn(1, 3, 32, 32).to(dtype))
+    assert outputs["last_hidden_state"].dtype == dtype

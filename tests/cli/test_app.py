@@ -1,5 +1,6 @@
 """The command line does its work, or says in one sentence why not, before it begins and without leaving debris."""
 
+import json
 import os
 import re
 import resource
@@ -159,6 +160,14 @@ def test_pooled_features_are_refused(refused, vit, vit_folder, data):
     save_file(vit.state_dict(), vit_folder / "model.safetensors")
     (vit_folder / "modeling_pooled.py").write_text(POOLED)
     assert "holds no patch tokens" in refused("score", vit_folder, data, "--trust-remote-code")
+
+
+def test_code_that_comes_with_a_backbone_is_named_and_not_run(refused, vit_folder, data):
+    config = json.loads((vit_folder / "config.json").read_text())
+    config |= {"model_type": "my-vit", "auto_map": {"AutoConfig": "mine.Config", "AutoModel": "mine.Model"}}
+    (vit_folder / "config.json").write_text(json.dumps(config))
+    (vit_folder / "mine.py").write_text("raise SystemExit('it was run')")
+    assert "read its code, then pass trust_remote_code=True" in refused("score", vit_folder, data)
 
 
 @pytest.mark.parametrize(("tensors", "message"), BAD_HEADS.values(), ids=BAD_HEADS)
