@@ -81,7 +81,7 @@ def image_size_of(inputs: Inputs | None) -> tuple[int, int] | None:
 
 
 def find_towers(model: nn.Module) -> dict[str, nn.Module]:
-    """Paths and modules of a model's vision backbones: those of transformers, and timm's final norms; none in a head."""
+    """Paths and modules of a model's vision backbones: those of transformers, and timm's final norms; not a head's."""
     for path, module in model.named_modules():
         if isinstance(module, SOAPModelWrapper):
             raise HeadError(
