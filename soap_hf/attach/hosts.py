@@ -27,7 +27,8 @@ Hook = Callable[[nn.Module, Any, Any], Any]
 class Host:
     """A model that holds a vision backbone, called on the same image with the same random numbers every time.
 
-    Every call leaves it as it was. The image is noise of `size`, unless there are `inputs`.
+    Every call leaves it as it was. The image is noise of `size`, unless there are `inputs`; a model of images and text
+    that has `get_image_features` needs none.
     """
 
     model: nn.Module
@@ -80,7 +81,7 @@ def image_size_of(inputs: Inputs | None) -> tuple[int, int] | None:
 
 
 def find_towers(model: nn.Module) -> dict[str, nn.Module]:
-    """Paths and modules of the vision backbones in a model: those of transformers, and the final norms of timm's."""
+    """Paths and modules of a model's vision backbones: those of transformers, and timm's final norms; not a head's."""
     for path, module in model.named_modules():
         if isinstance(module, SOAPModelWrapper):
             raise HeadError(

@@ -39,7 +39,7 @@ def _leave_processes() -> None:
 
 
 def find_device(device: str | torch.device | None = None) -> torch.device:
-    """A device by name; by default this process's accelerator if there is one."""
+    """A device by name, which must be usable here; by default this process's accelerator if there is one."""
     try:
         target = torch.device(device) if device is not None else PartialState().device
         torch.empty(0, device=target)

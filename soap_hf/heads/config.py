@@ -99,8 +99,7 @@ def _refuse_absurd_values(values: dict[str, Any]) -> None:
     if foreign:
         what = f"{foreign[0]!r}, which no head sets like this"
         raise HeadError(f"The head's config holds {what}; fetch or fit it again.")
-    # these are checked when the config is made
-    own = {single.name for single in fields(SOAPConfig)} - SETTINGS - {"backbone"}
+    own = {single.name for single in fields(SOAPConfig)} - SETTINGS - {"backbone"}  # checked when the config is made
     all_values({name: values[name] for name in values if name in own})
     others = all_values({name: values[name] for name in values if name not in own})
     if any(isinstance(value, int) and abs(value) > MAX_COUNT for value in others):
