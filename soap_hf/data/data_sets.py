@@ -4,6 +4,7 @@ import glob
 import hashlib
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,11 +170,14 @@ def _choose_split(splits: list[str], split: str | None) -> str:
 
 
 def undecoded(
-    dataset: Dataset | IterableDataset, image_column: str, mask_column: str | None = None
+    dataset: Dataset | IterableDataset,
+    image_column: str,
+    mask_column: str | None = None,
+    others: Sequence[str] = (),
 ) -> Dataset | IterableDataset:
     """A column of images, and one of masks if it is named, as files rather than pixels: a broken one can be skipped.
 
-    The format that the user gave the data set is taken off.
+    The format that the user gave the data set is taken off. `others` are columns to keep beside them.
 
     Raises:
         DataError: no such column, or not images (names the argument that chooses another), or a transform.
@@ -199,7 +203,7 @@ def undecoded(
             )
     if features is None:
         return dataset
-    dataset = dataset.select_columns(list(dict.fromkeys(columns.values())))
+    dataset = dataset.select_columns(list(dict.fromkeys([*columns.values(), *others])))
     for column in columns.values():
         dataset = dataset.cast_column(column, ImageFeature(decode=False))
     return dataset

@@ -67,6 +67,11 @@ class ExampleReader:
     mask_column: str | None = None
     resize_masks: bool = True
 
+    @property
+    def columns(self) -> list[str]:
+        """Those that it reads."""
+        return [self.column] if self.mask_column is None else list(dict.fromkeys((self.column, self.mask_column)))
+
     def __call__(self, row: dict[str, Any], number: int, of: str = "") -> Example | BadImage:
         """What one row holds; a `DataError` if its mask has another size, and masks may not be resized."""
         path, name = image_path(row[self.column]), image_name(row[self.column], f"row {number}{of}")
