@@ -264,8 +264,6 @@ def test_a_backbone_that_lacks_weights_is_refused_but_a_missing_pooler_is_not_ma
 
 
 def test_a_trained_backbone_is_not_lost_silently(fitted, tmp_path, caplog):
-    logger = __import__("logging").getLogger("soap_hf")
-    logger.addHandler(caplog.handler)
     fitted.save_pretrained(tmp_path / "untouched")
     assert "loses that" not in caplog.text
     optimizer = torch.optim.SGD(fitted.backbone.parameters(), lr=0.1)
