@@ -256,9 +256,7 @@ def test_another_run_does_not_go_on(model, rows, changed, named, tmp_path):
     extract_features(model, rows, tmp_path / "features", shard_size=4, **OPTIONS)
     before = rows_of(tmp_path / "features")
     with pytest.raises(OutputError, match=named):
-        extract_features(
-            model, rows, tmp_path / "features", **{"shard_size": 4, "resume": True, **OPTIONS, **changed}
-        )
+        extract_features(model, rows, tmp_path / "features", **{"shard_size": 4, "resume": True, **OPTIONS, **changed})
     assert rows_of(tmp_path / "features") == before
 
 
