@@ -50,7 +50,7 @@ def _stream(number: int):
 def _fit_stream(num_images: int) -> None:
     from soap_hf import fit_soap
 
-    options = {"token_cache": CACHE, "num_workers": 0, "check": 0, "progress": False}
+    options = {"token_cache": CACHE, "num_workers": 0, "progress": False}
     fit_soap(BACKBONE, _stream(2 * num_images), num_images=num_images, **options)
 
 

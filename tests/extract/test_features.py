@@ -71,7 +71,7 @@ def test_layers_and_raw_features_come_from_one_pass(deep, images, rows, tmp_path
         layer, raw = int(name.rpartition("_")[2]), name.startswith("raw")
         expected = tokens(deep, images, layer, raw).flatten(1, 2).mean(dim=1)
         torch.testing.assert_close(torch.tensor(table[name].to_pylist()), expected, rtol=1e-5, atol=1e-6)
-    with pytest.raises(DataError, match="The head cleans layers .* choose with layer="):
+    with pytest.raises(DataError, match=r"The head cleans layers .* choose with layer="):
         written(deep, rows, tmp_path / "features.parquet")
 
 

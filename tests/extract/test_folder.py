@@ -265,8 +265,8 @@ def test_another_head_or_other_images_do_not_go_on(model, rows, vit, processor, 
     identity = SOAPModelWrapper.from_backbone(vit, None, image_processor=processor)
     with pytest.raises(OutputError, match="digest of the head was"):
         extract_features(identity, rows, tmp_path / "features", resume=True, **OPTIONS)
+    other = rows.select(range(20, -1, -1))
     with pytest.raises(OutputError, match="digest of the first image was"):
-        other = rows.select(range(20, -1, -1))
         extract_features(model, other, tmp_path / "features", resume=True, **OPTIONS)
 
 
