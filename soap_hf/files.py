@@ -27,7 +27,7 @@ def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metada
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Yields a temporary path beside `path`; renames it onto `path` if the block succeeds, removes it if not."""
     target = Path(path)
-    with _writing(target):
+    with writing(target):
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         os.close(handle)
         temporary = Path(name)
@@ -47,7 +47,7 @@ def staging_folder(target: str | os.PathLike, owned: tuple[str, ...] = ()) -> It
     its other files, those that match a pattern of `owned` are removed, since they belong with those written.
     """
     target = Path(target)
-    with _writing(target):
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as name:
             new, old = Path(name, "new"), Path(name, "old")
@@ -63,7 +63,7 @@ def staging_folder(target: str | os.PathLike, owned: tuple[str, ...] = ()) -> It
 
 
 @contextmanager
-def _writing(target: Path) -> Iterator[None]:
+def writing(target: Path) -> Iterator[None]:
     """Makes an `OutputError` of what goes wrong with a file or folder."""
     try:
         yield

@@ -54,13 +54,13 @@ def processor() -> ViTImageProcessorPil:
     return ViTImageProcessorPil(size={"height": 32, "width": 32})
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def photos() -> Path:
     """64 real photographs."""
     return EXAMPLES / "photos" / "fit"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def mae_folder() -> Path:
     """A tiny real ViT-MAE: width 192, patch 8, 64 x 64 pixels."""
     return EXAMPLES / "vit-mae-tiny"

@@ -4,6 +4,7 @@ import glob
 import hashlib
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ from PIL import Image
 from pyarrow import parquet
 
 from ..runtime.errors import DataError, first_sentence
-from .folders import FolderFiles, open_image_folder, parquet_files, say_what_is_passed_over, split_name
+from .folders import FolderFiles, files_by_split, open_image_folder, say_what_is_passed_over, split_name
+
+BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
+"""What reads files of data sets in `datasets`."""
 
 
 def open_dataset(
@@ -39,7 +43,7 @@ def open_dataset(
     streaming: bool = False,
     token: str | bool | None = None,
 ) -> Dataset | IterableDataset:
-    """Opens a data set by hub id, folder (of images, of parquet files, or saved by `datasets`) or parquet file.
+    """Opens a data set by hub id, folder (of images, parquet or tar files, or saved by `datasets`) or such a file.
 
     A `datasets` object is returned as it is. The split is by default the only one, else `"train"`.
 
@@ -88,9 +92,9 @@ def public_name(dataset: Any, opened: Dataset | IterableDataset | None = None) -
 def _local_source(path: Path, split: str | None, config_name: str | None) -> dict[str, Any] | DatasetDict:
     """A folder of images as data sets; of anything else, the arguments of `load_dataset`."""
     if path.is_file():
-        if path.suffix != ".parquet":
-            raise DataError(f"{path} is a file but not parquet; give a folder of images or a parquet file.")
-        return {"path": "parquet", "data_files": glob.escape(path.as_posix())}
+        if path.suffix not in BUILDERS:
+            raise DataError(f"{path} is a file but neither parquet nor tar; give a folder of images or such a file.")
+        return {"path": BUILDERS[path.suffix], "data_files": glob.escape(path.as_posix())}
     if _has_card_with_configs(path):
         return {"path": _plain_path(path)}
     if config_name is not None:
@@ -103,15 +107,22 @@ def _local_source(path: Path, split: str | None, config_name: str | None) -> dic
                 f"Folder {path} holds {len(files.images)} images and parquet files of {rows} rows; give the "
                 "folder of the ones or of the others."
             )
-        chosen = parquet_files(path, files.parquet)
+    elif files.tars and files.images:
+        raise DataError(
+            f"Folder {path} holds {len(files.images)} images and {len(files.tars)} tar files; give the folder of the "
+            "ones or of the others."
+        )
+    if data := files.parquet or files.tars:
+        ending = data[0].suffix
+        chosen = files_by_split(path, data, ending)
         used = {Path(file) for paths in chosen.values() for file in paths}
-        rest = [file for file in files.parquet if file not in used]
-        say_what_is_passed_over(path, sorted([*files.images, *files.others, *rest]))
-        return {"path": "parquet", "data_files": chosen}
+        rest = {*files.images, *files.others, *files.parquet, *files.tars} - used
+        say_what_is_passed_over(path, sorted(rest))
+        return {"path": BUILDERS[ending], "data_files": chosen}
     if files.images:
         return open_image_folder(path, files, split)
     say_what_is_passed_over(path, files.others)
-    raise DataError(f"Folder {path} holds neither images nor parquet files; give a folder that does.")
+    raise DataError(f"Folder {path} holds no images, parquet or tar files; give a folder that does.")
 
 
 def _check_config(config_name: str | None, **source: Any) -> None:
@@ -169,11 +180,14 @@ def _choose_split(splits: list[str], split: str | None) -> str:
 
 
 def undecoded(
-    dataset: Dataset | IterableDataset, image_column: str, mask_column: str | None = None
+    dataset: Dataset | IterableDataset,
+    image_column: str,
+    mask_column: str | None = None,
+    others: Sequence[str] = (),
 ) -> Dataset | IterableDataset:
     """A column of images, and one of masks if it is named, as files rather than pixels: a broken one can be skipped.
 
-    The format that the user gave the data set is taken off.
+    The format that the user gave the data set is taken off. `others` are columns to keep beside them.
 
     Raises:
         DataError: no such column, or not images (names the argument that chooses another), or a transform.
@@ -199,7 +213,7 @@ def undecoded(
             )
     if features is None:
         return dataset
-    dataset = dataset.select_columns(list(dict.fromkeys(columns.values())))
+    dataset = dataset.select_columns(list(dict.fromkeys([*columns.values(), *others])))
     for column in columns.values():
         dataset = dataset.cast_column(column, ImageFeature(decode=False))
     return dataset

@@ -44,20 +44,21 @@ _SPLITS = {keyword: str(split) for split, keywords in SPLIT_KEYWORDS.items() for
 
 
 class FolderFiles(NamedTuple):
-    """What a folder and all below it hold, sorted: images, parquet files, metadata of images, and what is none of it.
+    """What a folder and all below it hold, sorted: images, parquet and tar files, metadata of images, and the rest.
 
     Hidden files, those of systems, and folders with heads are left out. Links are followed, no folder is read twice.
     """
 
     images: list[Path]
     parquet: list[Path]
+    tars: list[Path]
     metadata: list[Path]
     others: list[Path]
 
     @classmethod
     def of(cls, folder: Path) -> "FolderFiles":
         """Looks through a folder."""
-        found = cls([], [], [], [])
+        found = cls([], [], [], [], [])
         readable = Image.registered_extensions()
         for path in sorted(_files(folder)):
             ending = path.suffix.lower()
@@ -69,6 +70,8 @@ class FolderFiles(NamedTuple):
                 found.metadata.append(path)
             elif ending == ".parquet":
                 found.parquet.append(path)
+            elif ending == ".tar":
+                found.tars.append(path)
             elif ending not in NOTES:
                 found.others.append(path)
         return found
@@ -139,14 +142,14 @@ def open_image_folder(folder: Path, files: FolderFiles, split: str | None = None
     return made
 
 
-def parquet_files(folder: Path, parquet: Sequence[Path]) -> DataFilesDict:
-    """Parquet files of a folder by split, by the names and rules of datasets."""
+def files_by_split(folder: Path, files: Sequence[Path], ending: str) -> DataFilesDict:
+    """Parquet or tar files of a folder by split, by the names and rules of datasets."""
     base = glob.escape(folder.as_posix())
     with suppress(EmptyDatasetError):
-        files = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base).filter(extensions=[".parquet"])
-        if any(files.values()):
-            return DataFilesDict({split: single for split, single in files.items() if single})
-    return DataFilesDict.from_patterns({"train": [glob.escape(path.as_posix()) for path in parquet]}, base_path=base)
+        named = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base).filter(extensions=[ending])
+        if any(named.values()):
+            return DataFilesDict({split: single for split, single in named.items() if single})
+    return DataFilesDict.from_patterns({"train": [glob.escape(path.as_posix()) for path in files]}, base_path=base)
 
 
 def say_what_is_passed_over(folder: Path, paths: Sequence[Path]) -> None:

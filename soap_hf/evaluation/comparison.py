@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.image_sample import Batch
+from ..data.loading import Batch
 from ..data.preprocessing import ImagePreprocessor
 from ..heads.model import SOAPModelWrapper
 from ..heads.running import RawTokens, head_preprocessor, read_raw_tokens

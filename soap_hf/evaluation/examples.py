@@ -12,7 +12,8 @@ from PIL import Image
 from ..data.data_sets import open_dataset
 from ..data.folders import FolderFiles, images_by_split
 from ..data.image_files import BadImage, read_image
-from ..data.image_sample import Batch, Example, ImageSample
+from ..data.image_sample import ImageSample
+from ..data.loading import Batch, Example
 from ..data.preprocessing import to_rgb
 from ..runtime.errors import DataError
 

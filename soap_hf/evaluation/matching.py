@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from transformers.utils import logging
 
 from ..data.data_sets import open_dataset
-from ..data.image_sample import Example
+from ..data.loading import Example
 from ..heads.running import read_raw_tokens
 from ..layout.probing import evaluation_mode
 from ..runtime.errors import DataError

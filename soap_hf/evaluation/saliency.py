@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 from transformers.utils import logging
 
-from ..data.image_sample import Example
+from ..data.loading import Example
 from ..runtime.errors import DataError
 from .bilateral_solver import BilateralGrid, largest_region
 from .comparison import Comparison

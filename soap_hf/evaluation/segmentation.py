@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ..data.image_sample import Example
+from ..data.loading import Example
 from ..runtime.errors import DataError, LayoutError
 from .comparison import Comparison
 from .examples import Examples, short_names

@@ -1,46 +1,237 @@
 """Files of features, written batch by batch: parquet and safetensors."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from datasets import ClassLabel, Dataset, Features, Sequence, Value
+from datasets import ClassLabel, Features, Sequence, Value
 from torch import Tensor
 
 from ..files import write_tensors
 from ..runtime.errors import DataError
+from .features import PATCHES, Columns
 
-FEATURES, ROW, ROWS, FILE_NAME, FILE_NAMES = "features", "row", "rows", "file_name", "file_names"
-"""Names of the features, of the rows of the data set that they belong to, and of the files; plural in safetensors."""
+ROW, ROWS, SOURCE, FILE_NAME, FILE_NAMES = "row", "rows", "source", "file_name", "file_names"
+"""Names of the rows of the data set that features belong to, of the file of a stream, and of the images' files."""
 
-Write = Callable[[Tensor, list[int], list[str | None], pa.Table | None], None]
-"""Adds float32 features `(B, ...)`, the rows they belong to, their files, and what else the data set says of those."""
+METADATA = "soap_hf"
+"""Where a file says what made its features, in JSON."""
+
+ROW_GROUP = 32_000_000
+"""Bytes that are written at once to a parquet file, and read at once."""
 
 
-def check_columns(columns: Dataset, ending: str) -> None:
-    """Refuses, before any work, columns that have our names, or that a file of this kind cannot keep as they are.
+@dataclass(frozen=True)
+class Table:
+    """What is known of a file of features before its first row.
 
-    Raises:
-        DataError: names the column and a way out.
+    Args:
+        shapes: of one image's features, by column.
+        dtype: in which they are kept.
+        numbered: whether images have different patches, which have a column of numbers.
+        others: types of the data set's other columns.
+        by_source: whether rows are counted within the files of a stream.
+        about: what made the features.
     """
-    if taken := {FEATURES, ROW, ROWS, FILE_NAME} & set(columns.column_names):
-        raise DataError(f"The data set has a column {taken.pop()!r} already; rename it with dataset.rename_column.")
-    for name in _numbers(columns.features) if ending == ".safetensors" else ():
-        if columns.features[name].dtype.startswith("float"):
-            continue
-        if any(table[name].null_count for table in columns.select_columns([name]).iter(batch_size=100_000)):
+
+    shapes: Mapping[str, tuple[int, ...]]
+    dtype: torch.dtype
+    numbered: bool
+    others: Features
+    by_source: bool = False
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def own(self) -> list[str]:
+        """Names of the columns that are ours."""
+        return [
+            *([SOURCE] if self.by_source else []),
+            ROW,
+            FILE_NAME,
+            *([PATCHES] if self.numbered else []),
+            *self.shapes,
+        ]
+
+    def refuse_taken_names(self) -> None:
+        """Refuses, before any work, a column of the data set with one of our names; a `DataError` names it."""
+        if taken := {*self.own, ROWS} & set(self.others):
+            name = sorted(taken)[0]
+            raise DataError(f"The data set has a column {name!r} already; rename it with dataset.rename_column.")
+
+    @property
+    def kinds(self) -> Features:
+        """Types of all columns, as `datasets` has them."""
+        kinds: dict[str, Any] = dict(self.others)
+        ours = {SOURCE: Value("int32"), ROW: Value("int64"), FILE_NAME: Value("string")}
+        ours[PATCHES] = Sequence(Value("int32"))
+        number = Value(str(self.dtype).removeprefix("torch."))
+        for name, shape in self.shapes.items():
+            ours[name] = Sequence(number, length=shape[-1])
+            if len(shape) > 1:
+                ours[name] = Sequence(ours[name])
+        return Features({**kinds, **{name: ours[name] for name in self.own}})
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A batch to be written: features, rows, file names, and the data set's other columns, all of one length."""
+
+    features: Columns
+    rows: list[int]
+    files: list[str | None]
+    others: pa.Table | None
+    source: int = 0
+
+
+Write = Callable[[Rows], None]
+
+
+class ParquetFeatures:
+    """A parquet file in the making; `datasets` reads its columns with their types."""
+
+    def __init__(self, path: Path, table: Table):
+        self.kinds, self.by_source, self.count = table.kinds, table.by_source, 0
+        schema = self.kinds.arrow_schema
+        about = {**(schema.metadata or {}), METADATA: json.dumps(dict(table.about))}
+        self.schema = schema.with_metadata(about)
+        self._writer = pq.ParquetWriter(path, self.schema)
+        self._waiting: list[pa.Table] = []
+
+    def __call__(self, batch: Rows) -> None:
+        """Adds a batch."""
+        columns: dict[str, Any] = {
+            ROW: pa.array(batch.rows, pa.int64()),
+            FILE_NAME: pa.array(batch.files, pa.string()),
+            SOURCE: pa.array([batch.source] * len(batch.rows), pa.int32()),
+            **{name: _arrow(values) for name, values in batch.features.items()},
+        }
+        if batch.others is not None:
+            columns |= {name: batch.others[name] for name in batch.others.column_names}
+        table = pa.table({name: columns[name] for name in self.kinds})
+        self._waiting.append(table.cast(self.schema))
+        self.count += len(batch.rows)
+        if sum(one.nbytes for one in self._waiting) > ROW_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._waiting).combine_chunks())
+            self._waiting = []
+
+    def close(self, about: Mapping[str, Any] | None = None) -> None:
+        """Completes the file; `about` is what is only known now."""
+        self._flush()
+        if about:
+            self._writer.add_key_value_metadata(
+                {f"{METADATA}_{name}": json.dumps(value) for name, value in about.items()}
+            )
+        self._writer.close()
+
+    def abandon(self) -> None:
+        """Closes what is left of a file that is not wanted."""
+        self._waiting = []
+        self._writer.close()
+
+
+def about_file(path: Path) -> dict[str, Any]:
+    """What a parquet file of features says of itself: `about`, and what was only known when it was closed."""
+    metadata = pq.read_metadata(path).metadata or {}
+    told = {name.decode(): value for name, value in metadata.items() if name.startswith(METADATA.encode())}
+    found = json.loads(told.pop(METADATA, b"{}"))
+    return {**found, **{name.removeprefix(f"{METADATA}_"): json.loads(value) for name, value in told.items()}}
+
+
+def _arrow(values: Tensor | list[Tensor]) -> pa.Array:
+    """Lists of one length, lists of those, or lists of numbers."""
+    if isinstance(values, Tensor) and values.ndim == 2:
+        return _vectors(values)
+    images = [image.flatten(0, -2) if image.ndim > 1 else image for image in values]
+    offsets = pa.array(np.cumsum([0, *map(len, images)]), pa.int32())
+    together = torch.cat(images)
+    return pa.ListArray.from_arrays(offsets, pa.array(together.numpy()) if together.ndim == 1 else _vectors(together))
+
+
+def _vectors(values: Tensor) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.flatten().numpy()), values.shape[-1])
+
+
+@contextmanager
+def parquet_features(path: Path, table: Table) -> Iterator[Write]:
+    """A parquet file that is complete when the block ends without an error."""
+    file = ParquetFeatures(path, table)
+    try:
+        yield file
+    except BaseException:
+        file.abandon()
+        raise
+    file.close()
+
+
+@contextmanager
+def safetensors_features(path: Path, table: Table) -> Iterator[Write]:
+    """A tensor of features `(N, ...)` for each column, one of their rows, and one for each column of numbers.
+
+    The header, which comes first, holds the length: so the features wait in files of their own.
+    """
+    numbers = numbers_in(table.others)
+    waiting = {name: Path(f"{path}.{name}.waiting") for name in table.shapes}
+    shapes: dict[str, torch.Size] = {}
+    written: list[Rows] = []
+    files: dict[str, BinaryIO] = {}
+
+    def write(batch: Rows) -> None:
+        for name, values in batch.features.items():
+            whole = values if isinstance(values, Tensor) else torch.stack(values)
+            if name == PATCHES:  # alike in all images
+                patches[:] = [whole[0]]
+                continue
+            whole.contiguous().view(torch.uint8).numpy().tofile(files[name])
+            shapes[name] = whole.shape[1:]
+        others = None if batch.others is None else batch.others.select(numbers)
+        written.append(Rows({}, batch.rows, batch.files, others))
+        if others is not None:
+            refuse_missing_numbers(others)
+
+    patches: list[Tensor] = []
+    try:
+        with ExitStack() as opened:
+            files.update({name: opened.enter_context(at.open("wb")) for name, at in waiting.items()})
+            yield write
+        rows = [row for batch in written for row in batch.rows]
+        if rows:
+            tensors = {ROWS: torch.tensor(rows), **dict(zip([PATCHES], patches, strict=False))}
+            if numbers:
+                others = pa.concat_tables(batch.others for batch in written)
+                tensors |= {name: torch.tensor(others[name].to_numpy()) for name in numbers}
+            for name, shape in shapes.items():
+                whole = torch.Size((len(rows), *shape))
+                kept = torch.from_file(str(waiting[name]), size=whole.numel(), dtype=table.dtype)
+                tensors[name] = kept.view(whole)
+            names = json.dumps([file for batch in written for file in batch.files])
+            write_tensors(path, tensors, {FILE_NAMES: names, METADATA: json.dumps(dict(table.about))})
+    finally:
+        for at in waiting.values():
+            at.unlink(missing_ok=True)
+
+
+def refuse_missing_numbers(table: pa.Table) -> None:
+    """Refuses columns of whole numbers that lack some, which no tensor can say; a `DataError` names one."""
+    for name in table.column_names:
+        if table[name].null_count and pa.types.is_integer(table[name].type):
             raise DataError(
                 f"Column {name!r} lacks a whole number in some rows, which no tensor can say; write .parquet, or fill "
                 "or remove the column."
             )
 
 
-def _numbers(kinds: Features) -> list[str]:
+def numbers_in(kinds: Features) -> list[str]:
     """Columns of one number per row."""
     numbers = ("int", "uint", "float")
     return [
@@ -50,61 +241,7 @@ def _numbers(kinds: Features) -> list[str]:
     ]
 
 
-@contextmanager
-def parquet_features(path: Path, kinds: Features) -> Iterator[Write]:
-    """A column of features, as lists of one length, beside the data set's other columns of the types `kinds`."""
-    with ExitStack() as opened:
-        writer: Any = None
-
-        def write(features: Tensor, rows: list[int], files: list[str | None], columns: pa.Table | None) -> None:
-            nonlocal writer
-            length = features[0].numel()
-            values = pa.FixedSizeListArray.from_arrays(pa.array(features.flatten().numpy()), length)
-            ours = {ROW: pa.array(rows), FILE_NAME: pa.array(files, pa.string()), FEATURES: values}
-            known = {} if columns is None else {name: columns[name] for name in columns.column_names}
-            our_kinds = (Value("int64"), Value("string"), Sequence(Value("float32"), length=length))
-            all_kinds = Features({**kinds, **dict(zip(ours, our_kinds, strict=True))})
-            table = pa.table({**known, **ours}).cast(all_kinds.arrow_schema)
-            writer = writer or opened.enter_context(pq.ParquetWriter(path, table.schema))
-            writer.write_table(table)
-
-        yield write
-
-
-@contextmanager
-def safetensors_features(path: Path, kinds: Features) -> Iterator[Write]:
-    """A tensor of features `(N, ...)`, one of their rows, and one for each column of numbers.
-
-    The header, which comes first, holds the length: so the features wait in a file of their own.
-    """
-    numbers, waiting, shape = _numbers(kinds), Path(f"{path}.waiting"), torch.Size()
-    all_rows, all_files, tables = list[int](), list[str | None](), list[pa.Table]()
-
-    def write(features: Tensor, rows: list[int], files: list[str | None], columns: pa.Table | None) -> None:
-        nonlocal shape
-        features.numpy().tofile(file)
-        shape = features.shape[1:]
-        all_rows.extend(rows)
-        all_files.extend(files)
-        if columns is not None:
-            tables.append(columns.select(numbers))
-
-    try:
-        with waiting.open("wb") as file:
-            yield write
-        if all_rows:
-            tensors = {ROWS: torch.tensor(all_rows)}
-            if tables:
-                table = pa.concat_tables(tables)
-                tensors |= {name: torch.tensor(table[name].to_numpy()) for name in numbers}
-            shape = torch.Size((len(all_rows), *shape))
-            tensors[FEATURES] = torch.from_file(str(waiting), size=shape.numel(), dtype=torch.float32).view(shape)
-            write_tensors(path, tensors, {FILE_NAMES: json.dumps(all_files)})
-    finally:
-        waiting.unlink()
-
-
-FEATURE_FILES: dict[str, Callable[[Path, Features], AbstractContextManager[Write]]] = {
+FEATURE_FILES: dict[str, Callable[[Path, Table], AbstractContextManager[Write]]] = {
     ".parquet": parquet_features,
     ".safetensors": safetensors_features,
 }

@@ -8,6 +8,7 @@ import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -22,14 +23,18 @@ Result = TypeVar("Result")
 Accumulator = TypeVar("Accumulator", TokenMoments, ResponseCounts)
 
 
-def join_processes(device: str | torch.device | None = None) -> PartialState:
-    """Joins the processes of a launcher, if there is one; `"cpu"` keeps off an accelerator. Twice does no harm."""
+def join_processes(device: str | torch.device | None = None, *, timeout: timedelta | None = None) -> PartialState:
+    """Joins the processes of a launcher, if there is one; `"cpu"` keeps off an accelerator. Twice does no harm.
+
+    `timeout` is how long they wait for each other; default: torch's.
+    """
     launched = "LOCAL_RANK" in os.environ
     asked = str(device) == "cpu" or parse_flag_from_env("ACCELERATE_USE_CPU")
     on_cpu = asked or not torch.accelerator.is_available()
     if launched and not PartialState._shared_state:  # the first time
         atexit.register(_leave_processes)
-    return PartialState(cpu=True) if launched and on_cpu else PartialState()
+    waiting: dict[str, Any] = {"timeout": timeout} if launched and timeout is not None else {}
+    return PartialState(cpu=True, **waiting) if launched and on_cpu else PartialState(**waiting)
 
 
 def _leave_processes() -> None:

@@ -1,7 +1,7 @@
 """From images to patch tokens: this process's share of them, one forward pass of the backbone for all layers."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -10,11 +10,11 @@ from accelerate.utils import find_executable_batch_size
 from torch import Tensor
 
 from ..data.image_files import BadImage
-from ..data.image_sample import Batch, ImageSample
+from ..data.image_sample import ImageSample
+from ..data.loading import as_data_errors
 from ..data.preprocessing import ImagePreprocessor
 from ..heads.model import SOAPModelWrapper
 from ..heads.running import read_raw_tokens
-from ..runtime.errors import DataError, first_sentence
 from ..statistics.synthetic import synthesize_images
 from .arguments import FitArguments
 from .cache import LayerTokens
@@ -65,7 +65,7 @@ class TokenReader:
         share: Any = {"start": start, "stop": stop, "rank": self.rank, "num_processes": self.num_processes}
         prepare, num_workers = self.preprocess.of_example, self.arguments.num_workers
         batches = self.sample.batches(prepare, self.batch_size, num_workers, **share)
-        for number, batch in enumerate(_as_data_errors(batches), start=1 + start // self.step_size):
+        for number, batch in enumerate(as_data_errors(batches), start=1 + start // self.step_size):
             tokens = self._tokens(batch.values, f"batch {number} of the {phase}") if batch.positions else {}
             yield TokenBatch(tokens, batch.positions, batch.bad)
 
@@ -99,11 +99,3 @@ class TokenReader:
             return batch_size
 
         return min(gather_lists([attempt()]))
-
-
-def _as_data_errors(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches; what goes wrong between them becomes an error of the data."""
-    try:
-        yield from batches
-    except Exception as error:  # a connection that drops, a decoding process that dies, a broken archive …
-        raise DataError(f"The data set stopped giving images ({first_sentence(error)}).") from error

@@ -14,7 +14,7 @@ from rich.table import Table
 from tests.benchmarks.extraction import extract_from_photographs
 from tests.benchmarks.fitting import fit_images
 from tests.benchmarks.matching import match_by_all_methods
-from tests.benchmarks.memory import bound_memory
+from tests.benchmarks.memory import bound_memory, bound_memory_of_extraction
 from tests.benchmarks.projection import apply_projection
 from tests.benchmarks.saliency import find_eigenvectors, refine_masks
 from tests.benchmarks.streaming import stream_statistics
@@ -31,6 +31,7 @@ BENCHMARKS = (
     extract_from_photographs,
     fit_images,
     bound_memory,
+    bound_memory_of_extraction,
 )
 
 

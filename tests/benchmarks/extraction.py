@@ -1,13 +1,15 @@
-"""Extracting features of a folder of photographs, beside a loop that decodes them and runs the backbone."""
+"""Extracting features of photographs into shards, beside a loop that decodes them and runs the backbone."""
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from transformers import ViTConfig, ViTModel
 
 from soap_hf import SOAPModelWrapper, SOAPProjection
+from soap_hf.data.data_sets import open_dataset
 from soap_hf.data.preprocessing import load_image_processor
 from soap_hf.extract.extraction import extract_features
 from tests.benchmarks.timing import Comparison, medians
@@ -17,8 +19,8 @@ BATCH = 16
 
 
 def extract_from_photographs(repeats: int = 5) -> Comparison:
-    """A random ViT-S/16 at 224 pixels on the 64 photographs of the demo, decoded in the same process."""
-    config = ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536)
+    """A random ViT-S/14 at 224 pixels on the 64 photographs of the demo, decoded in a process beside the backbone."""
+    config = ViTConfig(hidden_size=384, num_attention_heads=6, intermediate_size=1536, patch_size=14)
     vit = ViTModel(config, add_pooling_layer=False).eval()
     head = SOAPProjection(torch.linalg.qr(torch.randn(384, 2)).Q, torch.full((2,), 0.9))
     processor = load_image_processor(None, (224, 224))
@@ -34,15 +36,22 @@ def extract_from_photographs(repeats: int = 5) -> Comparison:
         return torch.cat(features)
 
     with tempfile.TemporaryDirectory() as folder:
-
-        def extract() -> None:
-            target = Path(folder, "features.parquet")
-            extract_features(model, PHOTOS, target, batch_size=BATCH, num_workers=0, progress=False)
-
-        seconds = medians({"bare loop": bare_loop, "extract_features": extract}, repeats=repeats, warm_up=1)
+        rows, stream = (open_dataset(PHOTOS), open_dataset(PHOTOS).to_iterable_dataset())
+        options: dict[str, Any] = {"batch_size": BATCH, "num_workers": 1, "overwrite": True, "progress": False}
+        candidates = {
+            "bare loop": bare_loop,
+            "rows": lambda: extract_features(model, rows, Path(folder, "rows"), **options),
+            "stream": lambda: extract_features(model, stream, Path(folder, "stream"), **options),
+            "patches": lambda: extract_features(model, rows, Path(folder, "patches"), patches=True, **options),
+        }
+        seconds = medians(candidates, repeats=repeats, warm_up=1)
+    ratios = {
+        f"throughput, {name} / bare loop": seconds["bare loop"] / seconds[name]
+        for name in candidates.keys() - {"bare loop"}
+    }
     return Comparison(
-        title=f"{len(paths)} photographs, ViT-S/16, batch {BATCH}",
+        title=f"{len(paths)} photographs, ViT-S/14 at 224 pixels, batch {BATCH}",
         seconds=seconds,
-        ratios={"throughput of extract_features / bare loop": seconds["bare loop"] / seconds["extract_features"]},
-        targets={"throughput of extract_features / bare loop": "> 0.9"},
+        ratios=dict(sorted(ratios.items())),
+        targets=dict.fromkeys(ratios, "> 0.95"),
     )

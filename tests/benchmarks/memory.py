@@ -1,8 +1,9 @@
-"""Peak memory of a fit on ten times as many images: only the token cache may grow, up to its budget. Linux only."""
+"""Peak memory of fits and extractions on ten and twenty times as many images. Linux only."""
 
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from tests.benchmarks.timing import Comparison
@@ -12,31 +13,53 @@ FEW, MANY, CACHE = 1_000, 10_000, "64MB"
 
 
 def bound_memory() -> Comparison:
-    """The demo backbone on an endless stream of drawn images, each fit in a process of its own."""
-    peaks = {number: _peak_of_process(number) for number in (FEW, MANY)}
+    """The demo backbone on a stream of drawn images: of a fit only the token cache may grow, up to its budget."""
+    return _compare(f"Peak memory of a fit on the demo backbone with a token cache of {CACHE}", "fit", FEW, MANY)
+
+
+def bound_memory_of_extraction() -> Comparison:
+    """The demo backbone on a stream of drawn images, into shards."""
+    return _compare("Peak memory of an extraction with the demo backbone", "extract", FEW, 2 * MANY)
+
+
+def _compare(title: str, what: str, few: int, many: int) -> Comparison:
+    """Each in a process of its own."""
+    peaks = {number: _peak_of_process(what, number) for number in (few, many)}
     return Comparison(
-        title=f"Peak memory of a fit on the demo backbone with a token cache of {CACHE}",
+        title=title,
         seconds={},
         megabytes={f"{number:,} images": peak for number, peak in peaks.items()},
-        ratios={f"{MANY:,} / {FEW:,} images": peaks[MANY] / peaks[FEW]},
-        targets={f"{MANY:,} / {FEW:,} images": "< 1.05"},
+        ratios={f"{many:,} / {few:,} images": peaks[many] / peaks[few]},
+        targets={f"{many:,} / {few:,} images": "< 1.05"},
     )
 
 
-def _peak_of_process(num_images: int) -> float:
-    command = [sys.executable, "-m", __spec__.name, str(num_images)]
+def _peak_of_process(what: str, num_images: int) -> float:
+    command = [sys.executable, "-m", __spec__.name, what, str(num_images)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return float(done.stdout.splitlines()[-1])
 
 
-def _fit_stream(num_images: int) -> None:
+def _stream(number: int):
     from datasets import Features, Image, IterableDataset
 
+    features = Features({"image": Image()})
+    return IterableDataset.from_generator(_images, features=features, gen_kwargs={"number": number})
+
+
+def _fit_stream(num_images: int) -> None:
     from soap_hf import fit_soap
 
-    features = Features({"image": Image()})
-    stream = IterableDataset.from_generator(_images, features=features, gen_kwargs={"number": 2 * num_images})
-    fit_soap(BACKBONE, stream, num_images=num_images, token_cache=CACHE, num_workers=0, progress=False)
+    options = {"token_cache": CACHE, "num_workers": 0, "progress": False}
+    fit_soap(BACKBONE, _stream(2 * num_images), num_images=num_images, **options)
+
+
+def _extract_stream(num_images: int) -> None:
+    from soap_hf import SOAPModelWrapper, extract_features
+
+    head = SOAPModelWrapper.from_backbone(BACKBONE, None)
+    with tempfile.TemporaryDirectory() as folder:
+        extract_features(head, _stream(num_images), Path(folder, "features"), num_workers=0, progress=False)
 
 
 def _images(number: int):
@@ -49,6 +72,6 @@ def _images(number: int):
 
 
 if __name__ == "__main__":
-    _fit_stream(int(sys.argv[1]))
+    {"fit": _fit_stream, "extract": _extract_stream}[sys.argv[1]](int(sys.argv[2]))
     # of this process alone; what getrusage tells begins with the memory of the one that started it
     print(float(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024 / 1e6)

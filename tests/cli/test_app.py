@@ -143,7 +143,7 @@ def test_what_is_not_there_is_refused(refused, vit_folder, data, tmp_path):
     assert "Data set 'nobody/no-set' cannot be opened" in refused("score", vit_folder, "nobody/no-set")
     assert "config.json of the head 'nobody/no-head' cannot be read" in refused("info", "nobody/no-head")
     (tmp_path / "few").mkdir()
-    assert "holds neither images nor parquet files" in refused("score", vit_folder, "few")
+    assert "holds no images, parquet or tar files" in refused("score", vit_folder, "few")
     noise_image(0).save(tmp_path / "few" / "only.png")
     assert "2 images are needed, but the data set has 1" in refused("score", vit_folder, "few")
 

@@ -147,10 +147,10 @@ def test_what_is_no_data_set_is_refused(tmp_path):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("text")
     for name, message in {
-        "notes.txt": "is a file but not parquet",
+        "notes.txt": "is a file but neither parquet nor tar",
         "broken.parquet": "cannot be opened",
-        "empty": "holds neither images nor parquet files",
-        "texts": "holds neither images nor parquet files",
+        "empty": "holds no images, parquet or tar files",
+        "texts": "holds no images, parquet or tar files",
         "missing": "cannot be opened",
     }.items():
         with pytest.raises(DataError, match=message) as raised:
