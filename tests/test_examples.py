@@ -29,6 +29,35 @@ def test_retrieval_compares_raw_and_clean_tokens():
     assert clean < raw / 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="FAISS and torch from pip bring an OpenMP each, which may clash")
+def test_an_index_finds_raw_and_clean_neighbours(tmp_path):
+    photo, features, figure = (
+        EXAMPLES / "photos/fit/00312c7e7196baf4.jpg",
+        tmp_path / "features",
+        tmp_path / "found.png",
+    )
+    arguments = ["search.py", str(photo), "--features", str(features)]
+    printed = run_example(*arguments, "--figure", str(figure))
+    first = next(line.split() for line in printed.splitlines() if line.startswith("  1"))
+    assert first == ["1", photo.name, "1.000", photo.name, "1.000"]
+    assert printed.endswith("HNSW32 finds 100% of the raw neighbours and 100% of the clean ones.\n")
+    assert figure.stat().st_size > 10_000
+    written = {shard: shard.stat().st_mtime_ns for shard in features.glob("data/*.parquet")}
+    assert run_example(*arguments) == printed
+    assert {shard: shard.stat().st_mtime_ns for shard in features.glob("data/*.parquet")} == written != {}
+
+
+def test_search_without_faiss_says_what_to_install(tmp_path):
+    script = str(EXAMPLES / "search.py")
+    code = f"import runpy, sys; sys.modules['faiss'] = None; runpy.run_path({script!r}, run_name='__main__')"
+    arguments = [sys.executable, "-c", code, "--features", str(tmp_path / "features")]
+    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.endswith("Searching needs FAISS, which is not installed: run pip install faiss-cpu.\n")
+    assert not (tmp_path / "features").exists()
+
+
 def test_a_tower_is_attached_folded_and_unfolded():
     attached, folded, unfolded = run_example("vision_language.py").splitlines()
     assert float(attached.split()[-1].rstrip("%.")) > 10
