@@ -13,10 +13,10 @@ from ..data.arguments import ImageArguments, argument
 from ..data.data_sets import open_dataset
 from ..data.image_sample import ImageSample
 from ..files import replacing
-from ..fitting.processes import find_device
 from ..heads.model import SOAPModelWrapper
 from ..heads.running import head_preprocessor
 from ..layout.probing import evaluation_mode
+from ..processes import find_device
 from ..runtime.errors import DataError, OutputError
 from ..runtime.patch_layout import POOLINGS, Pooling
 from .feature_files import FEATURE_FILES, check_columns

@@ -18,10 +18,10 @@ from ..data.image_sample import ImageSample
 from ..data.preprocessing import ImagePreprocessor
 from ..files import write_tensors
 from ..heads.model import SOAPModelWrapper
+from ..processes import from_main_alone, on_main
 from ..runtime.errors import CheckpointError, HeadError, first_sentence
 from ..runtime.head_files import read_tensors
 from ..version import package_versions
-from .processes import from_main_alone, on_main
 from .state import FitState
 
 logger = logging.get_logger(__name__)

@@ -19,6 +19,7 @@ from ..heads.printing import show
 from ..heads.report import print_report
 from ..layout.backbone import OpenedBackbone
 from ..layout.detection import PatchLayout
+from ..processes import find_device, from_main_alone, join_processes, on_main
 from ..runtime.errors import BackboneError, LayoutError, SOAPError
 from ..runtime.patch_layout import as_size
 from ..statistics.soap_statistics import SOAPStatistics
@@ -27,7 +28,6 @@ from .arguments import FitArguments
 from .cache import parse_bytes
 from .checkpoint import Checkpoint, fit_identity
 from .passes import TokenPasses
-from .processes import find_device, from_main_alone, join_processes, on_main
 from .reader import TokenReader
 from .unseen import split_images
 

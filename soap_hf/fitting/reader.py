@@ -14,11 +14,11 @@ from ..data.image_sample import Batch, ImageSample
 from ..data.preprocessing import ImagePreprocessor
 from ..heads.model import SOAPModelWrapper
 from ..heads.running import read_raw_tokens
+from ..processes import gather_lists
 from ..runtime.errors import DataError, first_sentence
 from ..statistics.synthetic import synthesize_images
 from .arguments import FitArguments
 from .cache import LayerTokens
-from .processes import gather_lists
 
 LARGEST_BATCH = 256
 """Where the search for a batch size begins."""
