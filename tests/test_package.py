@@ -118,7 +118,7 @@ def wing_of(name):
 
 WINGS = (
     ("runtime",),
-    ("compat", "files", "version"),
+    ("compat", "files", "processes", "version"),
     ("statistics", "layout", "data"),
     ("heads",),
     ("evaluation",),

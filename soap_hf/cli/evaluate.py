@@ -21,11 +21,11 @@ from ..evaluation.segmentation import NEIGHBOURS as SEGMENTATION_NEIGHBOURS
 from ..evaluation.segmentation import evaluate_segmentation
 from ..evaluation.views import ViewRule
 from ..files import check_output_folder
-from ..fitting.processes import find_device
 from ..heads.card import refresh_card
 from ..heads.model import SOAPModelWrapper
 from ..heads.opening import EVALUATIONS_FOLDER
 from ..heads.printing import show
+from ..processes import find_device
 from ..runtime.errors import DataError
 from .options import DatasetName, Head, hide_progress_bars, options_of, values_of
 

@@ -9,8 +9,8 @@ import typer
 from ..extract.arguments import ExtractArguments
 from ..extract.extraction import extract_features
 from ..extract.publishing import check_repository, push_features
-from ..fitting.processes import join_processes
 from ..heads.printing import show
+from ..processes import join_processes
 from ..runtime.errors import OutputError
 from .options import DatasetName, Head, Private, hide_progress_bars, options_of, values_of
 

@@ -10,11 +10,11 @@ from ..files import check_output_folder
 from ..fitting.arguments import FitArguments
 from ..fitting.checkpoint import remove_checkpoint
 from ..fitting.fit import fit_soap
-from ..fitting.processes import join_processes
 from ..heads.hub import Push, check_push, push_head
 from ..heads.printing import show
 from ..heads.report import print_report
 from ..heads.saving import refuse_other_model
+from ..processes import join_processes
 from ..runtime.errors import first_sentence
 from .options import (
     Backbone,

@@ -115,3 +115,24 @@ def refuse_bad_seed(seed: int) -> None:
     """Refuses a seed that a generator does not take."""
     if not 0 <= seed < 2**63:
         raise DataError(f"seed must lie between 0 and 2**63 - 1, not {seed}.")
+
+
+def parse_bytes(size: int | str) -> int:
+    """A number of bytes from `"2GB"`, `"64MB"`, `"1GiB"` or the number itself.
+
+    Raises:
+        DataError: it is no size.
+
+    Example:
+        >>> parse_bytes("64MB")
+        64000000
+    """
+    from accelerate.utils import convert_file_size_to_int  # slow to import, and a command line only reads its help
+
+    try:
+        number = size if isinstance(size, int) else convert_file_size_to_int(size)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise DataError(f"{size!r} is no size; give one as 2GB, 500MB or 1GiB.")
+    return number

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..data.arguments import ImageArguments, argument
-from ..fitting.cache import parse_bytes
+from ..data.arguments import ImageArguments, argument, parse_bytes
 from ..runtime.errors import DataError
 from ..runtime.patch_layout import POOLINGS, Pooling
 

@@ -12,14 +12,13 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
+from ..data.arguments import parse_bytes
 from ..data.blocks import Block, BlockBatch, ImageBlocks
 from ..data.data_sets import open_dataset, public_name
 from ..files import replacing
-from ..fitting.cache import parse_bytes
-from ..fitting.checkpoint import note_signals
-from ..fitting.processes import find_device, from_main_alone, join_processes, sum_over_processes
 from ..heads.model import SOAPModelWrapper
 from ..heads.running import head_preprocessor
+from ..processes import find_device, from_main_alone, join_processes, note_signals, sum_over_processes
 from ..runtime.errors import DataError, OutputError, SOAPError
 from ..runtime.head_files import commit_of
 from ..runtime.vision_backbone import weight_digests

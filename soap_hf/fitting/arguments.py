@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 import torch
 
-from ..data.arguments import ImageArguments, argument, parse_batch_size, parse_mu, refuse_bad_seed
+from ..data.arguments import ImageArguments, argument, parse_batch_size, parse_bytes, parse_mu, refuse_bad_seed
 from ..runtime.errors import DataError, LayoutError
 from ..statistics.semantic_invariance import suppression_weights
-from .cache import parse_bytes
 
 
 def parse_fit_mu(text: str) -> float | str:

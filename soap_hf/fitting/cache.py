@@ -5,32 +5,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from accelerate.utils import convert_file_size_to_int
 from torch import Tensor
 
 from ..runtime.errors import DataError
 
 LayerTokens = dict[int, Tensor]
 """Patch tokens `(B, *grid, D)` of each layer, of one batch."""
-
-
-def parse_bytes(size: int | str) -> int:
-    """A number of bytes from `"2GB"`, `"64MB"`, `"1GiB"` or the number itself.
-
-    Raises:
-        DataError: it is no size.
-
-    Example:
-        >>> parse_bytes("64MB")
-        64000000
-    """
-    try:
-        number = size if isinstance(size, int) else convert_file_size_to_int(size)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise DataError(f"{size!r} is no size in memory; give one as 2GB, 500MB or 1GiB.")
-    return number
 
 
 class Packed(NamedTuple):

@@ -1,13 +1,10 @@
-"""Checkpoints of a fit: one safetensors file, and the signals that ask for it."""
+"""Checkpoints of a fit: one safetensors file."""
 
 import hashlib
 import json
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import current_thread, main_thread
 from typing import Any
 
 from accelerate import PartialState
@@ -18,10 +15,10 @@ from ..data.image_sample import ImageSample
 from ..data.preprocessing import ImagePreprocessor
 from ..files import write_tensors
 from ..heads.model import SOAPModelWrapper
+from ..processes import from_main_alone, on_main
 from ..runtime.errors import CheckpointError, HeadError, first_sentence
 from ..runtime.head_files import read_tensors
 from ..version import package_versions
-from .processes import from_main_alone, on_main
 from .state import FitState
 
 logger = logging.get_logger(__name__)
@@ -124,15 +121,3 @@ def remove_checkpoint(path: Path) -> None:
     """Removes a checkpoint, and what a killed process left half-written beside it."""
     for file in (path, *path.parent.glob(f".{path.name}.*")):
         file.unlink(missing_ok=True)
-
-
-@contextmanager
-def note_signals(names: list[str], wanted: bool) -> Iterator[None]:
-    """Within the block SIGINT and SIGTERM only note their names, if `wanted` and in the main thread."""
-    asked = (signal.SIGINT, signal.SIGTERM) if wanted and current_thread() is main_thread() else ()
-    before = {one: signal.signal(one, lambda number, _: names.append(signal.Signals(number).name)) for one in asked}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

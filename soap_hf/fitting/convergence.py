@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..processes import from_main
 from ..runtime.projection import SOAPProjection
 from ..statistics.semantic_invariance import NEGLIGIBLE_WEIGHT
-from .processes import from_main
 
 CHECK_EVERY = 128
 """Images between two checks; an eighth of those seen so far once that is more."""

@@ -8,6 +8,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from ..data.arguments import parse_bytes
 from ..data.data_sets import open_dataset, public_name
 from ..data.image_sample import SHUFFLE_BUFFER
 from ..data.preprocessing import ImagePreprocessor, load_image_processor
@@ -19,15 +20,14 @@ from ..heads.printing import show
 from ..heads.report import print_report
 from ..layout.backbone import OpenedBackbone
 from ..layout.detection import PatchLayout
+from ..processes import find_device, from_main_alone, join_processes, on_main
 from ..runtime.errors import BackboneError, LayoutError, SOAPError
 from ..runtime.patch_layout import as_size
 from ..statistics.soap_statistics import SOAPStatistics
 from ..version import package_versions
 from .arguments import FitArguments
-from .cache import parse_bytes
 from .checkpoint import Checkpoint, fit_identity
 from .passes import TokenPasses
-from .processes import find_device, from_main_alone, join_processes, on_main
 from .reader import TokenReader
 from .unseen import split_images
 

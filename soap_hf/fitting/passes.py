@@ -9,26 +9,20 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from ..data.arguments import parse_bytes
 from ..data.image_files import stop_if_too_many_bad
 from ..data.image_sample import SHUFFLE_BUFFER
 from ..layout.probing import evaluation_mode
+from ..processes import from_main, gather_lists, note_signals, on_main, sum_over_processes, sum_unless_one_failed
 from ..runtime.errors import DataError, FitInterrupted, ProcessLostError
 from ..statistics.semantic_invariance import semantic_invariance, suppression_weights
 from ..statistics.soap_statistics import SOAPStatistics
 from ..statistics.token_statistics import PrincipalComponents, ResponseCounts, TokenMoments
 from .arguments import FitArguments
-from .cache import PROBE_IMAGES, LayerTokens, TokenCache, parse_bytes, plan_cache
-from .checkpoint import Checkpoint, note_signals
+from .cache import PROBE_IMAGES, LayerTokens, TokenCache, plan_cache
+from .checkpoint import Checkpoint
 from .convergence import REPORTED_TOLERANCE, Convergence, Removal
-from .processes import (
-    from_main,
-    gather_lists,
-    merged_counts,
-    merged_moments,
-    on_main,
-    sum_over_processes,
-    sum_unless_one_failed,
-)
+from .processes import merged_counts, merged_moments
 from .reader import TokenBatch, TokenReader
 from .state import FitState
 

@@ -15,10 +15,10 @@ from ..data.loading import as_data_errors
 from ..data.preprocessing import ImagePreprocessor
 from ..heads.model import SOAPModelWrapper
 from ..heads.running import read_raw_tokens
+from ..processes import gather_lists
 from ..statistics.synthetic import synthesize_images
 from .arguments import FitArguments
 from .cache import LayerTokens
-from .processes import gather_lists
 
 LARGEST_BATCH = 256
 """Where the search for a batch size begins."""

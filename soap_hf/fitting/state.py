@@ -6,10 +6,11 @@ from typing import Any, Literal
 from torch import Tensor
 
 from ..data.image_files import BadImage
+from ..processes import gather_lists
 from ..runtime.projection import SOAPProjection
 from ..statistics.token_statistics import PrincipalComponents, ResponseCounts, TokenMoments
 from .convergence import Convergence, Removal
-from .processes import gather_lists, merged_counts, merged_moments
+from .processes import merged_counts, merged_moments
 
 Phase = Literal["components", "real responses", "synthetic responses"]
 

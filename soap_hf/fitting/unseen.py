@@ -8,9 +8,9 @@ from transformers.utils import logging
 from ..data.data_sets import undecoded
 from ..data.image_sample import ImageSample
 from ..evaluation.examples import Examples
+from ..processes import on_main
 from ..runtime.errors import DataError
 from .arguments import FitArguments
-from .processes import on_main
 
 logger = logging.get_logger(__name__)
 

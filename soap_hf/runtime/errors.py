@@ -53,7 +53,7 @@ class FitInterrupted(SOAPError):
 
 
 class ProcessLostError(SOAPError):
-    """Another process of the same fit has ended."""
+    """Another process of the same run has ended."""
 
 
 def first_sentence(error: BaseException) -> str:

@@ -15,7 +15,7 @@ from transformers import AutoModel, ViTConfig, ViTImageProcessorPil
 
 from soap_hf import SOAPModelWrapper, fit_soap
 from soap_hf.data.image_sample import ImageSample
-from soap_hf.fitting.processes import join_processes
+from soap_hf.processes import join_processes
 from soap_hf.runtime.errors import SOAPError
 from tests.conftest import noise_image
 

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from soap_hf import SOAPStatistics, fit_soap
-from soap_hf.fitting.cache import TokenCache, parse_bytes, plan_cache
+from soap_hf.data.arguments import parse_bytes
+from soap_hf.fitting.cache import TokenCache, plan_cache
 from soap_hf.runtime.errors import DataError
 
 SHAPE = (3, 2, 8)
@@ -75,7 +76,7 @@ def test_a_budget_below_one_step_says_how_much_is_needed():
 
 @pytest.mark.parametrize("size", ["much", "-3GB", -1, "GB"])
 def test_what_is_no_size_is_refused(size):
-    with pytest.raises(DataError, match="is no size in memory; give one as 2GB"):
+    with pytest.raises(DataError, match="is no size; give one as 2GB"):
         parse_bytes(size)
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from soap_hf import SOAPConfig, SOAPStatistics
-from soap_hf.fitting.processes import join_processes, merged_counts, merged_moments, sum_unless_one_failed
+from soap_hf.fitting.processes import merged_counts, merged_moments
+from soap_hf.processes import join_processes, sum_unless_one_failed
 from soap_hf.statistics.token_statistics import ResponseCounts, TokenMoments
 from tests.conftest import ROOT
 from tests.fitting import distributed_fits
