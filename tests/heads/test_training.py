@@ -6,8 +6,10 @@ import shutil
 
 import pytest
 import torch
+from packaging.version import Version
 from torch import nn
 from transformers import AutoModel, Trainer, TrainingArguments, pipeline
+from transformers.integrations.peft import MIN_PEFT_VERSION
 from transformers.utils import logging as transformers_logging
 
 from soap_hf import PatchLayout, SOAPModelWrapper, SOAPProjection, attach_soap, fit_soap
@@ -16,6 +18,10 @@ from tests.attach.host_models import PlainViT
 from tests.conftest import random_projection
 
 peft = pytest.importorskip("peft")
+adapters_of_transformers = pytest.mark.skipif(
+    Version(peft.__version__) < Version(MIN_PEFT_VERSION),
+    reason=f"transformers' own add_adapter asks for peft {MIN_PEFT_VERSION}, and {peft.__version__} is installed",
+)
 
 
 @pytest.fixture
@@ -64,7 +70,7 @@ def clean(model, pixels):
         return model.eval()(pixel_values=pixels).last_hidden_state
 
 
-@pytest.mark.parametrize("way", ["get_peft_model", "add_adapter"])
+@pytest.mark.parametrize("way", ["get_peft_model", pytest.param("add_adapter", marks=adapters_of_transformers)])
 @pytest.mark.parametrize("place", ["apart", "in the head's folder"])
 def test_an_adapter_of_a_head_loads_as_one_of_any_model(way, place, wrapper, processor, pixels, tmp_path):
     wrapper.save_pretrained(tmp_path / "head")
@@ -90,6 +96,7 @@ def test_an_adapter_of_a_head_loads_as_one_of_any_model(way, place, wrapper, pro
     torch.testing.assert_close(clean(pipeline("image-feature-extraction", model=str(folder)).model, pixels), expected)
 
 
+@adapters_of_transformers
 def test_a_head_with_its_adapter_merged_needs_nothing_else(wrapper, pixels, tmp_path):
     wrapper.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
     expected = clean(wrapper, pixels)
@@ -99,6 +106,7 @@ def test_a_head_with_its_adapter_merged_needs_nothing_else(wrapper, pixels, tmp_
     torch.testing.assert_close(clean(wrapper, pixels), expected)
 
 
+@adapters_of_transformers
 def test_an_adapter_of_a_head_that_lies_nowhere_is_refused(wrapper, tmp_path):
     wrapper.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]))
     with pytest.raises(OutputError, match="this head was never saved; save it before"):
@@ -106,6 +114,7 @@ def test_an_adapter_of_a_head_that_lies_nowhere_is_refused(wrapper, tmp_path):
     assert not (tmp_path / "adapter").exists()
 
 
+@adapters_of_transformers
 def test_an_adapter_file_that_is_no_safetensors_is_not_opened(wrapper, tmp_path):
     wrapper.save_pretrained(tmp_path / "head")
     wrapper.add_adapter(peft.LoraConfig(r=2, target_modules=["q_proj"]))
@@ -115,6 +124,7 @@ def test_an_adapter_file_that_is_no_safetensors_is_not_opened(wrapper, tmp_path)
         AutoModel.from_pretrained(tmp_path / "adapter")
 
 
+@adapters_of_transformers
 def test_a_backbone_with_an_adapter_is_told_or_merged(
     wrapper, images, processor, pixels, tmp_path, caplog, monkeypatch
 ):
