@@ -1,13 +1,14 @@
 """Files of features, written batch by batch: parquet and safetensors."""
 
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -101,8 +102,10 @@ class ParquetFeatures:
         schema = self.kinds.arrow_schema
         about = {**(schema.metadata or {}), METADATA: json.dumps(dict(table.about))}
         self.schema = schema.with_metadata(about)
-        self._writer = pq.ParquetWriter(path, self.schema)
+        self._writer = pq.ParquetWriter(path, self.schema, **_encodings(schema, set(table.shapes)))
         self._waiting: list[pa.Table] = []
+        self._thread = ThreadPoolExecutor(1)  # writes while the model works: pyarrow lets go of the interpreter
+        self._written: Future[None] | None = None
 
     def __call__(self, batch: Rows) -> None:
         """Adds a batch."""
@@ -121,13 +124,22 @@ class ParquetFeatures:
             self._flush()
 
     def _flush(self) -> None:
-        if self._waiting:
-            self._writer.write_table(pa.concat_tables(self._waiting).combine_chunks())
-            self._waiting = []
+        """Begins to write the rows that wait, when those before them are written."""
+        self._finish()
+        tables, self._waiting = self._waiting, []
+        if tables:
+            self._written = self._thread.submit(lambda: self._writer.write_table(pa.concat_tables(tables)))
+
+    def _finish(self) -> None:
+        written, self._written = self._written, None
+        if written is not None:
+            written.result()
 
     def close(self, about: Mapping[str, Any] | None = None) -> None:
         """Completes the file; `about` is what is only known now."""
         self._flush()
+        self._thread.shutdown()
+        self._finish()
         if about:
             self._writer.add_key_value_metadata(
                 {f"{METADATA}_{name}": json.dumps(value) for name, value in about.items()}
@@ -137,7 +149,18 @@ class ParquetFeatures:
     def abandon(self) -> None:
         """Closes what is left of a file that is not wanted."""
         self._waiting = []
+        self._thread.shutdown()
         self._writer.close()
+
+
+def _encodings(schema: pa.Schema, features: set[str]) -> dict[str, Any]:
+    """How parquet writes columns: features, whose numbers hardly repeat, as they are, and the others as it likes."""
+    about = io.BytesIO()
+    pq.write_metadata(schema, about)
+    paths = pq.read_metadata(about).schema
+    others = [path for path in (paths.column(i).path for i in range(len(paths))) if path.split(".")[0] not in features]
+    compression = dict.fromkeys(others, "snappy")
+    return {"use_dictionary": others, "write_statistics": others, "compression": compression or "none"}
 
 
 def about_file(path: Path) -> dict[str, Any]:
@@ -152,14 +175,24 @@ def _arrow(values: Tensor | list[Tensor]) -> pa.Array:
     """Lists of one length, lists of those, or lists of numbers."""
     if isinstance(values, Tensor) and values.ndim == 2:
         return _vectors(values)
-    images = [image.flatten(0, -2) if image.ndim > 1 else image for image in values]
-    offsets = pa.array(np.cumsum([0, *map(len, images)]), pa.int32())
-    together = torch.cat(images)
-    return pa.ListArray.from_arrays(offsets, pa.array(together.numpy()) if together.ndim == 1 else _vectors(together))
+    if isinstance(values, Tensor):
+        offsets, together = torch.arange(len(values) + 1) * values[0, ..., 0].numel(), values.flatten(0, -2)
+    else:
+        images = [image.flatten(0, -2) if image.ndim > 1 else image for image in values]
+        offsets, together = torch.tensor([0, *map(len, images)]).cumsum(0), torch.cat(images)
+    return pa.ListArray.from_arrays(
+        _numbers(offsets.int()), _numbers(together) if together.ndim == 1 else _vectors(together)
+    )
 
 
 def _vectors(values: Tensor) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.flatten().numpy()), values.shape[-1])
+    return pa.FixedSizeListArray.from_arrays(_numbers(values.flatten()), values.shape[-1])
+
+
+def _numbers(values: Tensor) -> pa.Array:
+    """The tensor's memory as a column: `pa.array` converts 16-bit floats one by one."""
+    array = values.contiguous().numpy()
+    return pa.Array.from_buffers(pa.from_numpy_dtype(array.dtype), array.size, [None, pa.py_buffer(array)])
 
 
 @contextmanager

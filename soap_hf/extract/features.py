@@ -102,6 +102,7 @@ class Kept:
 
         Raises:
             NonFiniteTokensError: they hold NaN or Inf.
+            DataError: they are too large for the dtype in which they are kept.
         """
         return self.begin(values)()
 
@@ -119,6 +120,7 @@ class Kept:
                 pixels.to(self.model.device, self.model.dtype, non_blocking=True), output_raw=self.with_raw
             )
         found: dict[str, Tensor] = {}
+        fits: dict[str, Tensor] = {}
         for layer in self.layers:
             sources = [layer_tokens(outputs, layer)]
             if self.with_raw:
@@ -127,7 +129,8 @@ class Kept:
                 )
             for name, tokens in zip(self._names(layer), sources, strict=True):
                 features = self._of_tokens(layer, tokens, size).float()
-                found[name] = features.to("cpu", non_blocking=features.is_cuda)
+                stored = (normalize(features, dim=-1) if self.normalize else features).to(self.dtype)
+                found[name], fits[name] = _begin_to_copy(stored), torch.isfinite(features).all()
         copied = torch.cuda.Event() if self.model.device.type == "cuda" else None
         if copied is not None:
             copied.record()
@@ -135,15 +138,18 @@ class Kept:
         def wait() -> Columns:
             if copied is not None:
                 copied.synchronize()
-            return self._stored(found, inside)
+            for name, features in found.items():
+                if not fits[name]:
+                    check_finite(features.to(self.model.dtype), "The features")
+                self._refuse_overflow(features)
+            return self._chosen(found, inside) if self.numbers_patches else dict(found)
 
         return wait
 
-    def _stored(self, found: dict[str, Tensor], inside: Tensor | None) -> Columns:
-        for name, features in found.items():
-            check_finite(features, "The features")
-            found[name] = (normalize(features, dim=-1) if self.normalize else features).to(self.dtype)
-        return self._chosen(found, inside) if self.numbers_patches else dict(found)
+    def _refuse_overflow(self, features: Tensor) -> None:
+        if not torch.isfinite(features).all():
+            kept = str(self.dtype).removeprefix("torch.")
+            raise DataError(f"The features are too large for {kept}; store them as float32, or normalized.")
 
     def _of_tokens(self, layer: int, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         layout = self.model.layouts[layer]
@@ -173,3 +179,10 @@ class Kept:
             for name, tokens in found.items()
         }
         return {**columns, PATCHES: [rows.int() for rows in chosen]}
+
+
+def _begin_to_copy(tensor: Tensor) -> Tensor:
+    """A copy on the CPU, which a GPU makes while its other work goes on: into memory that stays where it is."""
+    if not tensor.is_cuda:
+        return tensor.cpu()
+    return torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(tensor, non_blocking=True)

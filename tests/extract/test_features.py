@@ -147,6 +147,15 @@ def test_nan_is_refused(model, rows, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_does_not_fit_into_16_bits_is_refused(model, rows, tmp_path):
+    with torch.no_grad():
+        model.backbone.layernorm.weight.fill_(1e6)
+    with pytest.raises(DataError, match="too large for float16; store them as float32, or normalized"):
+        written(model, rows, tmp_path / "features.parquet", stored_as="float16")
+    assert list(tmp_path.iterdir()) == []
+    written(model, rows, tmp_path / "features.parquet", stored_as="float16", normalize=True)
+
+
 def test_other_images_are_left_out_and_that_is_said(model, rows, tmp_path, caplog):
     table = written(model, rows.add_column("note", list("abcdef")), tmp_path / "features.parquet")
     assert table.column_names == ["note", "row", "file_name", "features"]
