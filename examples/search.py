@@ -56,7 +56,7 @@ def main() -> None:
         there = (shards / "manifest.json").exists()  # of this head and these images, or it is refused
         options = {"with_raw": True, "normalize": True, "resume": there, "progress": False}
         extract_features(chosen.head, chosen.images.resolve(), shards, **options)
-        gallery = load_dataset("parquet", data_dir=str(shards / "data"), split="train", cache_dir=scratch)
+        gallery = load_dataset("parquet", data_dir=str(shards / "shards"), split="train", cache_dir=scratch)
         add_indices(gallery, chosen.approximate)
         model, answers, agreements = AutoModel.from_pretrained(chosen.head), [], []
         for photo in photos:

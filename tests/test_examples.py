@@ -42,9 +42,9 @@ def test_an_index_finds_raw_and_clean_neighbours(tmp_path):
     assert first == ["1", photo.name, "1.000", photo.name, "1.000"]
     assert printed.endswith("HNSW32 finds 100% of the raw neighbours and 100% of the clean ones.\n")
     assert figure.stat().st_size > 10_000
-    written = {shard: shard.stat().st_mtime_ns for shard in features.glob("data/*.parquet")}
+    written = {shard: shard.stat().st_mtime_ns for shard in features.glob("shards/*.parquet")}
     assert run_example(*arguments) == printed
-    assert {shard: shard.stat().st_mtime_ns for shard in features.glob("data/*.parquet")} == written != {}
+    assert {shard: shard.stat().st_mtime_ns for shard in features.glob("shards/*.parquet")} == written != {}
 
 
 def test_search_without_faiss_says_what_to_install(tmp_path):

@@ -56,7 +56,7 @@ def extract_features(
             not.
         output (`str` or `os.PathLike`):
 
-            - a folder: `data/part-*.parquet`, each of which is whole or not there, `manifest.json` and a card;
+            - a folder: `shards/part-*.parquet`, each of which is whole or not there, `manifest.json` and a card;
             - a `.parquet` file;
             - a `.safetensors` file with `features` `(N, ...)`, `rows` `(N,)`, the columns of numbers, and `file_names`
               as JSON in its metadata.
@@ -91,7 +91,7 @@ def extract_features(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     model = SOAPModelWrapper.from_backbone(vit, None)
         ...     count = extract_features(model, images, f"{folder}/features", shard_size=2, progress=False)
-        ...     shards = sorted(path.name for path in Path(folder, "features/data").iterdir())
+        ...     shards = sorted(path.name for path in Path(folder, "features/shards").iterdir())
         >>> count, shards[0]
         (6, 'part-00000-of-00003.parquet')
     """

@@ -21,7 +21,7 @@ from .feature_files import ParquetFeatures, Rows, Table, about_file
 
 logger = logging.get_logger(__name__)
 
-DATA, MANIFEST, CARD, LOCK = "data", "manifest.json", "README.md", ".lock"
+SHARDS, MANIFEST, CARD, LOCK = "shards", "manifest.json", "README.md", ".lock"
 """What lies in a folder of features: the shards, what is in them, a card for the Hub, and what a run holds."""
 
 PARTS = "part-*.parquet"
@@ -65,7 +65,7 @@ class FeatureFolder:
             if self.path.exists() and not self.path.is_dir():
                 raise OutputError(f"{self.path} is a file; choose a folder.")
             self._refuse_foreign_files()
-            (self.path / DATA).mkdir(parents=True, exist_ok=True)
+            (self.path / SHARDS).mkdir(parents=True, exist_ok=True)
             try:
                 self._lock.acquire()
             except Timeout as error:
@@ -85,15 +85,15 @@ class FeatureFolder:
     def _refuse_foreign_files(self) -> None:
         if not self.path.exists():
             return
-        own = {self.path / name for name in (DATA, MANIFEST, CARD)} | set((self.path / DATA).glob(PARTS))
-        there = [*self.path.iterdir(), *((self.path / DATA).iterdir() if (self.path / DATA).is_dir() else ())]
+        own = {self.path / name for name in (SHARDS, MANIFEST, CARD)} | set((self.path / SHARDS).glob(PARTS))
+        there = [*self.path.iterdir(), *((self.path / SHARDS).iterdir() if (self.path / SHARDS).is_dir() else ())]
         foreign = sorted(str(at.relative_to(self.path)) for at in there if at not in own and at.name[0] != ".")
         if foreign:
             raise OutputError(f"{self.path} holds other files ({', '.join(foreign[:5])}); choose a folder of its own.")
 
     def _begin(self, rows_per_shard: int, resume: bool, overwrite: bool) -> Begun:
-        manifest, parts = self.path / MANIFEST, sorted((self.path / DATA).glob(PARTS))
-        for leftover in (self.path / DATA).glob(f".{PARTS}.*"):  # of a run that was killed
+        manifest, parts = self.path / MANIFEST, sorted((self.path / SHARDS).glob(PARTS))
+        for leftover in (self.path / SHARDS).glob(f".{PARTS}.*"):  # of a run that was killed
             leftover.unlink()
         if overwrite:
             for at in (*parts, manifest, self.path / CARD):
@@ -135,7 +135,7 @@ class FeatureFolder:
     def shards(self, rows_per_shard: int) -> dict[Block, dict[str, Any]]:
         """The shards of this run, in order, with what they say of themselves, their file and its rows and bytes."""
         found = {}
-        for path in sorted((self.path / DATA).glob(PARTS)):
+        for path in sorted((self.path / SHARDS).glob(PARTS)):
             try:
                 about, rows = about_file(path), pq.read_metadata(path).num_rows
             except (OSError, pa.ArrowInvalid, ValueError):  # not ours, or damaged: it is written again
@@ -143,7 +143,12 @@ class FeatureFolder:
             if about.get("run") == self.run:
                 block = Block(*about["block"])
                 if path == self.shard_path(block, rows_per_shard):
-                    found[block] = {**about, "file": f"{DATA}/{path.name}", "rows": rows, "bytes": path.stat().st_size}
+                    found[block] = {
+                        **about,
+                        "file": f"{SHARDS}/{path.name}",
+                        "rows": rows,
+                        "bytes": path.stat().st_size,
+                    }
         return found
 
     def shard_path(self, block: Block, rows_per_shard: int) -> Path:
@@ -152,7 +157,7 @@ class FeatureFolder:
             name = f"part-{block.source:05d}-{block.number:05d}.parquet"
         else:
             name = f"part-{block.number:05d}-of-{-(-self.num_rows // rows_per_shard):05d}.parquet"
-        return self.path / DATA / name
+        return self.path / SHARDS / name
 
     def finish(self, rows_per_shard: int, max_bad_fraction: float) -> int:
         """Completes the manifest and writes the card; how many rows there are.
@@ -163,7 +168,7 @@ class FeatureFolder:
         """
         shards = self.shards(rows_per_shard)
         if self.num_rows is not None and len(shards) < -(-self.num_rows // rows_per_shard):
-            raise OutputError(f"Shards have gone from {self.path / DATA}; pass --resume to write them again.")
+            raise OutputError(f"Shards have gone from {self.path / SHARDS}; pass --resume to write them again.")
         rows = sum(shard["rows"] for shard in shards.values())
         bad = [BadImage(*one) for shard in shards.values() for one in shard["bad_images"]]
         stop_if_too_many_bad(bad, max_bad_fraction, rows + len(bad), rows + len(bad))
@@ -187,7 +192,7 @@ class FeatureFolder:
     def _write_card(self, content: dict[str, Any], shards: Mapping[Block, Any]) -> None:
         data = DatasetCardData(
             pretty_name=f"Features of {self.identity['data set']}",
-            configs=[{"config_name": "default", "data_files": [{"split": "train", "path": f"{DATA}/*.parquet"}]}],
+            configs=[{"config_name": "default", "data_files": [{"split": "train", "path": f"{SHARDS}/*.parquet"}]}],
             tags=["soap", "soap-hf", "features"],
         )
         options = {

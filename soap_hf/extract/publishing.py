@@ -11,7 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..compat import TransportError
 from ..heads.hub_requests import reason, retried
 from ..runtime.errors import HubError, OutputError, first_sentence
-from .folder import CARD, DATA, MANIFEST, PARTS, read_manifest
+from .folder import CARD, MANIFEST, PARTS, SHARDS, read_manifest
 
 
 def check_repository(repo_id: str) -> None:
@@ -54,8 +54,8 @@ def push_features(
                 folder_path=folder,
                 repo_type="dataset",
                 commit_message=f"Features of {read_manifest(folder)['rows']} images",
-                allow_patterns=[CARD, MANIFEST, f"{DATA}/{PARTS}"],
-                delete_patterns=[f"{DATA}/{PARTS}"],  # of others
+                allow_patterns=[CARD, MANIFEST, f"{SHARDS}/{PARTS}"],
+                delete_patterns=[f"{SHARDS}/{PARTS}"],  # of others
             )
         )
     except (HfHubHTTPError, TransportError, OSError) as error:

@@ -96,13 +96,13 @@ def test_a_folder_holds_what_a_file_would(model, rows, tmp_path):
     assert extract_features(model, rows, tmp_path / "features", shard_size=8, **OPTIONS) == 21
     extract_features(model, rows, tmp_path / "features.parquet", **OPTIONS)
     assert same(rows_of(tmp_path / "features"), pq.read_table(tmp_path / "features.parquet").to_pylist())
-    names = sorted(path.name for path in (tmp_path / "features" / "data").iterdir())
+    names = sorted(path.name for path in (tmp_path / "features" / "shards").iterdir())
     assert names == [f"part-{number:05d}-of-00003.parquet" for number in range(3)]
 
 
 def test_others_read_the_shards(model, rows, tmp_path):
     extract_features(model, rows, tmp_path / "features", shard_size=8, **OPTIONS)
-    data, cache = tmp_path / "features" / "data", str(tmp_path / "cache")
+    data, cache = tmp_path / "features" / "shards", str(tmp_path / "cache")
     expected = rows_of(tmp_path / "features")
     assert [row["name"] for row in expected] == rows["name"][:]
     assert pads.dataset(data).to_table().to_pylist() == expected
@@ -119,7 +119,7 @@ def test_others_read_the_shards(model, rows, tmp_path):
 
 def test_each_shard_says_what_made_it(model, rows, tmp_path):
     extract_features(model, rows, tmp_path / "features", shard_size=8, **OPTIONS)
-    about = json.loads(pq.read_metadata(tmp_path / "features/data/part-00001-of-00003.parquet").metadata[b"soap_hf"])
+    about = json.loads(pq.read_metadata(tmp_path / "features/shards/part-00001-of-00003.parquet").metadata[b"soap_hf"])
     assert about["layers"] == [-1]
     assert about["kept"] == "mean"
     assert about["versions"]["soap_hf"]
@@ -131,7 +131,7 @@ def test_any_number_of_processes_writes_the_same(head, photos, processes, tmp_pa
     options = ["--shard-size", "14", "--quiet"]
     finished(run(head, photos, "--output", tmp_path / "together", *options, processes=processes))
     assert same(rows_of(tmp_path / "together"), rows_of(tmp_path / "alone"))
-    names = [sorted(path.name for path in (tmp_path / name / "data").iterdir()) for name in ("alone", "together")]
+    names = [sorted(path.name for path in (tmp_path / name / "shards").iterdir()) for name in ("alone", "together")]
     assert names[0] == names[1]
 
 
@@ -195,8 +195,8 @@ def test_what_is_there_is_not_made_again(model, rows, tmp_path, monkeypatch):
     whole = rows_of(target)
     names = [f"part-{number:05d}-of-00006.parquet" for number in (1, 4)]
     for name in names:
-        (target / "data" / name).unlink()
-    (target / "data" / ".part-00001-of-00006.parquet.abc").write_bytes(b"half")
+        (target / "shards" / name).unlink()
+    (target / "shards" / ".part-00001-of-00006.parquet.abc").write_bytes(b"half")
     manifest = json.loads((target / "manifest.json").read_text())
     (target / "manifest.json").write_text(json.dumps({**manifest, "complete": False}))
     made = []
@@ -205,7 +205,7 @@ def test_what_is_there_is_not_made_again(model, rows, tmp_path, monkeypatch):
     assert extract_features(model, rows, target, shard_size=4, resume=True, **OPTIONS) == 21
     assert sum(made) - 1 == 8  # one is the empty image that tells the shapes
     assert same(rows_of(target), whole)
-    assert not [path for path in (target / "data").iterdir() if path.name.startswith(".")]
+    assert not [path for path in (target / "shards").iterdir() if path.name.startswith(".")]
     made.clear()
     assert extract_features(model, rows, target, shard_size=4, resume=True, **OPTIONS) == 21
     assert sum(made) == 1
@@ -236,7 +236,7 @@ def test_files_of_a_stream_that_are_done_are_not_read_again(model, rows, tmp_pat
     options = {**OPTIONS, "shard_size": 5, "num_workers": 0}
     with pytest.raises(RuntimeError, match="out of memory"):
         extract_features(model, stream(), tmp_path / "features", **options)
-    assert len(list((tmp_path / "features" / "data").iterdir())) == 1
+    assert len(list((tmp_path / "features" / "shards").iterdir())) == 1
     read.clear()
     extract_features(model, stream(), tmp_path / "features", resume=True, **options)
     assert read == [1, 2]
@@ -276,10 +276,10 @@ def test_a_folder_in_use_or_with_other_files_is_left_alone(model, rows, tmp_path
     with pytest.raises(OutputError, match="holds features already; pass --resume"):
         extract_features(model, rows, target, shard_size=4, **OPTIONS)
     assert extract_features(model, rows, target, shard_size=10, overwrite=True, **OPTIONS) == 21
-    assert len(list((target / "data").iterdir())) == 3
-    (target / "data" / "mine.parquet").write_bytes(b"mine")
+    assert len(list((target / "shards").iterdir())) == 3
+    (target / "shards" / "mine.parquet").write_bytes(b"mine")
     for ways in ({}, {"resume": True}, {"overwrite": True}):
-        with pytest.raises(OutputError, match=r"other files \(data/mine.parquet\)"):
+        with pytest.raises(OutputError, match=r"other files \(shards/mine.parquet\)"):
             extract_features(model, rows, target, shard_size=10, **ways, **OPTIONS)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OutputError, match="is a file"):
@@ -292,12 +292,12 @@ def test_killed_at_any_moment_and_resumed_it_is_whole(head, photos, tmp_path):
     target, kills = tmp_path / "killed", 0
     for shards in (3, 8):
         process = run(*options, "--output", target, *(["--resume"] if target.exists() else []))
-        while process.poll() is None and len(list(target.glob("data/part-*"))) < shards:
+        while process.poll() is None and len(list(target.glob("shards/part-*"))) < shards:
             time.sleep(0.005)
         kills += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
-        for path in target.glob("data/part-*"):
+        for path in target.glob("shards/part-*"):
             assert pq.read_metadata(path).num_rows > 0
     assert kills
     finished(run(*options, "--output", target, "--resume"))
@@ -309,7 +309,7 @@ def test_a_signal_is_said_and_the_second_run_at_one_time_refused(head, photos, t
     monkeypatch.setattr("soap_hf.extract.folder.LOCK_SECONDS", 0.1)
     many = ["--shard-size", "2", "--batch-size", "2", "--num-workers", "0", "--quiet"]
     process = run(head, photos, "--output", target, *many)
-    while process.poll() is None and not list(target.glob("data/part-*")):
+    while process.poll() is None and not list(target.glob("shards/part-*")):
         time.sleep(0.005)
     process.send_signal(signal.SIGSTOP)
     with pytest.raises(OutputError, match="Another run is writing into"):
@@ -319,7 +319,7 @@ def test_a_signal_is_said_and_the_second_run_at_one_time_refused(head, photos, t
     output, _ = process.communicate()
     assert process.returncode == 1
     assert "Interrupted by SIGTERM: complete shards are in" in output
-    assert not [path for path in (target / "data").iterdir() if path.name.startswith(".")]
+    assert not [path for path in (target / "shards").iterdir() if path.name.startswith(".")]
 
 
 def test_unreadable_images_are_named_in_the_manifest(model, rows, tmp_path):

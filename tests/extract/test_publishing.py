@@ -50,7 +50,7 @@ def extract(vit, projection, processor, tmp_path):
 
 
 def files_of(folder):
-    names = ["README.md", "manifest.json", *(f"data/{path.name}" for path in (folder / "data").iterdir())]
+    names = ["README.md", "manifest.json", *(f"shards/{path.name}" for path in (folder / "shards").iterdir())]
     return {name: (folder / name).read_bytes() for name in names}
 
 
@@ -60,14 +60,14 @@ def test_a_folder_comes_back_as_it_was(extract, tmp_path):
     snapshot_download(REPO, repo_type="dataset", local_dir=tmp_path / "back")
     assert files_of(tmp_path / "back") == files_of(folder)
     card = HfApi().dataset_info(REPO).card_data
-    assert card["configs"][0]["data_files"][0]["path"] == "data/*.parquet"
+    assert card["configs"][0]["data_files"][0]["path"] == "shards/*.parquet"
 
 
 def test_shards_of_an_earlier_push_go(extract):
     push_features(extract("small shards", 2), REPO)
     push_features(extract("large shards", 5), REPO)
     shards = [name for name in HfApi().list_repo_files(REPO, repo_type="dataset") if name.endswith(".parquet")]
-    assert sorted(shards) == ["data/part-00000-of-00002.parquet", "data/part-00001-of-00002.parquet"]
+    assert sorted(shards) == ["shards/part-00000-of-00002.parquet", "shards/part-00001-of-00002.parquet"]
 
 
 def test_a_push_is_tried_again_and_says_why_it_cannot_be(hub, extract):
