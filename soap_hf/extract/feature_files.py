@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -25,7 +26,7 @@ ROW, ROWS, SOURCE, FILE_NAME, FILE_NAMES = "row", "rows", "source", "file_name",
 METADATA = "soap_hf"
 """Where a file says what made its features, in JSON."""
 
-ROW_GROUP = 32_000_000
+ROW_GROUP = 8_000_000
 """Bytes that are written at once to a parquet file, and read at once."""
 
 
@@ -118,10 +119,16 @@ class ParquetFeatures:
         if batch.others is not None:
             columns |= {name: batch.others[name] for name in batch.others.column_names}
         table = pa.table({name: columns[name] for name in self.kinds})
-        self._waiting.append(table.cast(self.schema))
+        self._wait(table.cast(self.schema))
         self.count += len(batch.rows)
         if sum(one.nbytes for one in self._waiting) > ROW_GROUP:
             self._flush()
+
+    def _wait(self, table: pa.Table) -> None:
+        """Keeps rows in few large pieces: thousands of small ones would scatter the memory of the process."""
+        while self._waiting and self._waiting[-1].num_rows <= table.num_rows:
+            table = pa.concat_tables([self._waiting.pop(), table]).combine_chunks()
+        self._waiting.append(table)
 
     def _flush(self) -> None:
         """Begins to write the rows that wait, when those before them are written."""
@@ -190,9 +197,14 @@ def _vectors(values: Tensor) -> pa.Array:
 
 
 def _numbers(values: Tensor) -> pa.Array:
-    """The tensor's memory as a column: `pa.array` converts 16-bit floats one by one."""
+    """A column of the tensor's numbers, in pyarrow's memory: small tensors that wait would scatter that of torch.
+
+    `pa.array` would convert 16-bit floats one by one.
+    """
     array = values.contiguous().numpy()
-    return pa.Array.from_buffers(pa.from_numpy_dtype(array.dtype), array.size, [None, pa.py_buffer(array)])
+    buffer = pa.allocate_buffer(array.nbytes)
+    np.frombuffer(buffer, array.dtype)[:] = array
+    return pa.Array.from_buffers(pa.from_numpy_dtype(array.dtype), array.size, [None, buffer])
 
 
 @contextmanager
