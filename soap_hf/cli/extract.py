@@ -8,7 +8,8 @@ import typer
 
 from ..extract.arguments import ExtractArguments
 from ..extract.extraction import extract_features
-from ..extract.publishing import check_repository, push_features
+from ..extract.publishing import push_features
+from ..heads.hub_requests import check_repository
 from ..heads.printing import show
 from ..processes import join_processes
 from ..runtime.errors import OutputError

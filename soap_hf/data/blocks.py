@@ -16,7 +16,7 @@ from transformers.utils import logging
 from ..runtime.errors import DataError
 from .data_sets import undecoded
 from .image_files import BadImage
-from .image_sample import default_workers, repeats_for_ever
+from .image_sample import default_workers, links_of, refuse_endless
 from .loading import Batch, Example, ExampleReader, Item, Rows, Tally, as_data_errors, collate, load, read_item
 
 logger = logging.get_logger(__name__)
@@ -80,8 +80,8 @@ class ImageBlocks:
         by_files: bool = False,
     ):
         undecoded(dataset, column, mask_column)  # refuses
-        if isinstance(dataset, IterableDataset) and num_images is None and repeats_for_ever(dataset):
-            raise DataError("The stream repeats itself for ever; say how many images to read with num_images.")
+        if isinstance(dataset, IterableDataset) and num_images is None:
+            refuse_endless(dataset)
         dataset = _with_types(dataset.with_format(None))
         others = {name: kind for name, kind in dataset.features.items() if name not in (column, mask_column)}
         self.columns = Features({name: kind for name, kind in others.items() if not _is_media(kind)})
@@ -281,9 +281,7 @@ def _is_media(kind: Any) -> bool:
 
 
 def _keeps_files_apart(stream: IterableDataset) -> bool:
-    link = getattr(stream, "_ex_iterable", None)
-    while link is not None:
-        if type(link).__name__ not in KEEP_FILES_APART or getattr(link, "with_indices", False):
-            return False
-        link = getattr(link, "ex_iterable", None)
-    return True
+    return all(
+        type(link).__name__ in KEEP_FILES_APART and not getattr(link, "with_indices", False)
+        for link in links_of(stream)
+    )

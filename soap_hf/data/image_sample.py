@@ -63,8 +63,8 @@ class ImageSample:
         self.skipped: IterableDataset | None = None
         images = undecoded(dataset, column, mask_column)
         if isinstance(images, IterableDataset):
-            if num_images is None and repeats_for_ever(images):
-                raise DataError("The stream repeats itself for ever; say how many images to read with num_images.")
+            if num_images is None:
+                refuse_endless(images)
             stream = images if seed is None else images.shuffle(seed=seed, buffer_size=SHUFFLE_BUFFER)
             self.skipped = stream.take(skip) if skip else None
             self._images: Any = stream if num_images is None else stream.take(skip + num_images)
@@ -163,12 +163,18 @@ def default_workers(num_images: int | None) -> int:
     return min(4, max(1, (os.cpu_count() or 1) // on_this_machine - 1))
 
 
-def repeats_for_ever(stream: IterableDataset) -> bool:
-    """Whether a stream has no end."""
+def links_of(stream: IterableDataset) -> Iterator[Any]:
+    """What `datasets` has linked up to make a stream, from its end to its source."""
     link = getattr(stream, "_ex_iterable", None)
-    while link is not None and not (type(link).__name__ == "RepeatExamplesIterable" and link.num_times is None):
+    while link is not None:
+        yield link
         link = getattr(link, "ex_iterable", None)
-    return link is not None
+
+
+def refuse_endless(stream: IterableDataset) -> None:
+    """Refuses a stream that has no end; a `DataError` says the way out."""
+    if any(type(link).__name__ == "RepeatExamplesIterable" and link.num_times is None for link in links_of(stream)):
+        raise DataError("The stream repeats itself for ever; say how many images to read with num_images.")
 
 
 class _Stream(TorchIterableDataset):

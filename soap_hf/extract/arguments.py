@@ -109,6 +109,11 @@ class ExtractArguments(ImageArguments):
         return (self.layer,) if isinstance(self.layer, int) else tuple(dict.fromkeys(self.layer))
 
     @property
+    def numbers_patches(self) -> bool:
+        """Whether some patches are left out, so that the others need their numbers."""
+        return self.patches and (self.every > 1 or self.inside is not None)
+
+    @property
     def kept_as(self) -> Any:
         """The dtype in which features are stored, by name."""
         return self.stored_as or ("float16" if self.patches else "float32")

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from ..runtime.head_files import commit_of
 from ..runtime.vision_backbone import weight_digests
 from ..version import package_versions
 from .arguments import ExtractArguments
-from .feature_files import FEATURE_FILES, Rows, Table, numbers_in, refuse_missing_numbers
-from .features import Columns, Kept
+from .feature_files import FEATURE_FILES, FeatureBatch, Table, numbers_in, refuse_missing_numbers
+from .features import Columns, Kept, column_names
 from .folder import FeatureFolder, Shard
 
 WAIT = timedelta(days=30)
@@ -214,9 +215,9 @@ class Extraction:
         if before is not None:
             yield before[0], before[1] and before[1]()
 
-    def _rows(self, part: BlockBatch, columns: Columns) -> Rows:
+    def _rows(self, part: BlockBatch, columns: Columns) -> FeatureBatch:
         names = [path and self._below(path) for path in part.batch.paths]
-        return Rows(columns, part.batch.positions, names, part.columns, part.block.source)
+        return FeatureBatch(columns, part.batch.positions, names, part.columns, part.block.source)
 
     def _below(self, path: str) -> str:
         """A file's name as others may read it: below its folder, or else without any."""
@@ -233,20 +234,14 @@ class Extraction:
                 raise DataError("Images have different numbers of patches inside their masks; write parquet.")
             for table in self.blocks.tables(numbers_in(self.blocks.columns)):
                 refuse_missing_numbers(table)
-        shapes = dict.fromkeys(self._possible_names(), (1,))
-        self._table(shapes).refuse_taken_names()
-
-    def _possible_names(self) -> list[str]:
-        names = [f"features_{layer}" for layer in self.chosen.layers or ()]
-        names = names if len(names) > 1 else ["features"]
-        return [*names, *([f"raw_{name}" for name in names] if self.chosen.with_raw else [])]
+        names = column_names(self.chosen.layers or (-1,), self.chosen.with_raw)
+        self._table(dict.fromkeys(chain(*names.values()), (1,))).refuse_taken_names()
 
     def _table(self, shapes: dict[str, Any], about: Any = None) -> Table:
         chosen = self.chosen
-        numbered = chosen.patches and (chosen.every > 1 or chosen.inside is not None)
         by_source = self.blocks.num_sources > 1
         dtype = getattr(torch, chosen.kept_as)
-        return Table(shapes, dtype, numbered, self.blocks.columns, by_source, about or {})
+        return Table(shapes, dtype, chosen.numbers_patches, self.blocks.columns, by_source, about or {})
 
     def _prepared(self) -> tuple[Kept, Table]:
         """The model, ready to run, and the table of what it will give."""

@@ -82,7 +82,7 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Rows:
+class FeatureBatch:
     """A batch to be written: features, rows, file names, and the data set's other columns, all of one length."""
 
     features: Columns
@@ -92,7 +92,7 @@ class Rows:
     source: int = 0
 
 
-Write = Callable[[Rows], None]
+Write = Callable[[FeatureBatch], None]
 
 
 class ParquetFeatures:
@@ -108,7 +108,7 @@ class ParquetFeatures:
         self._thread = ThreadPoolExecutor(1)  # writes while the model works: pyarrow lets go of the interpreter
         self._written: Future[None] | None = None
 
-    def __call__(self, batch: Rows) -> None:
+    def __call__(self, batch: FeatureBatch) -> None:
         """Adds a batch."""
         columns: dict[str, Any] = {
             ROW: pa.array(batch.rows, pa.int64()),
@@ -170,12 +170,13 @@ def _encodings(schema: pa.Schema, features: set[str]) -> dict[str, Any]:
     return {"use_dictionary": others, "write_statistics": others, "compression": compression or "none"}
 
 
-def about_file(path: Path) -> dict[str, Any]:
-    """What a parquet file of features says of itself: `about`, and what was only known when it was closed."""
-    metadata = pq.read_metadata(path).metadata or {}
-    told = {name.decode(): value for name, value in metadata.items() if name.startswith(METADATA.encode())}
-    found = json.loads(told.pop(METADATA, b"{}"))
-    return {**found, **{name.removeprefix(f"{METADATA}_"): json.loads(value) for name, value in told.items()}}
+def about_file(path: Path) -> tuple[dict[str, Any], int]:
+    """What a parquet file of features says of itself (`about`, and what was only known in the end), and its rows."""
+    metadata = pq.read_metadata(path)
+    pairs = (metadata.metadata or {}).items()
+    told = {name.decode(): json.loads(value) for name, value in pairs if name.startswith(METADATA.encode())}
+    found = told.pop(METADATA, {})
+    return {**found, **{name.removeprefix(f"{METADATA}_"): value for name, value in told.items()}}, metadata.num_rows
 
 
 def _arrow(values: Tensor | list[Tensor]) -> pa.Array:
@@ -228,10 +229,10 @@ def safetensors_features(path: Path, table: Table) -> Iterator[Write]:
     numbers = numbers_in(table.others)
     waiting = {name: Path(f"{path}.{name}.waiting") for name in table.shapes}
     shapes: dict[str, torch.Size] = {}
-    written: list[Rows] = []
+    written: list[FeatureBatch] = []
     files: dict[str, BinaryIO] = {}
 
-    def write(batch: Rows) -> None:
+    def write(batch: FeatureBatch) -> None:
         for name, values in batch.features.items():
             whole = values if isinstance(values, Tensor) else torch.stack(values)
             if name == PATCHES:  # alike in all images
@@ -240,7 +241,7 @@ def safetensors_features(path: Path, table: Table) -> Iterator[Write]:
             whole.contiguous().view(torch.uint8).numpy().tofile(files[name])
             shapes[name] = whole.shape[1:]
         others = None if batch.others is None else batch.others.select(numbers)
-        written.append(Rows({}, batch.rows, batch.files, others))
+        written.append(FeatureBatch({}, batch.rows, batch.files, others))
         if others is not None:
             refuse_missing_numbers(others)
 

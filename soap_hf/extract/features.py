@@ -26,6 +26,12 @@ Columns = dict[str, Tensor | list[Tensor]]
 """Of a batch: `(B, D)` or `(B, *grid, D)`; lists where images have different numbers of patches."""
 
 
+def column_names(layers: Sequence[int], with_raw: bool) -> dict[int, list[str]]:
+    """The columns of features of each layer: clean ones, and raw ones if they are kept."""
+    clean = {layer: FEATURES if len(layers) == 1 else f"{FEATURES}_{layer}" for layer in layers}
+    return {layer: [name, RAW + name] if with_raw else [name] for layer, name in clean.items()}
+
+
 @dataclass(frozen=True)
 class Kept:
     """Which features are kept, and how they are made."""
@@ -36,6 +42,7 @@ class Kept:
     pooling: Pooling | None  # none: patch tokens
     every: int
     inside: bool
+    numbers_patches: bool
     dtype: torch.dtype
     normalize: bool
     with_raw: bool
@@ -55,28 +62,20 @@ class Kept:
             raise DataError(f"The head cleans no layer {missing[0]}, but {', '.join(map(str, own))}; choose of those.")
         pooling: Any = None if chosen.patches else chosen.pooling
         dtype, inside = getattr(torch, chosen.kept_as), chosen.inside is not None
-        return cls(model, preprocess, layers, pooling, chosen.every, inside, dtype, chosen.normalize, chosen.with_raw)
+        ways: dict[str, Any] = {"normalize": chosen.normalize, "with_raw": chosen.with_raw}
+        return cls(model, preprocess, layers, pooling, chosen.every, inside, chosen.numbers_patches, dtype, **ways)
 
     @property
-    def names(self) -> list[str]:
-        """The columns of features."""
-        return [name for layer in self.layers for name in self._names(layer)]
-
-    def _names(self, layer: int) -> list[str]:
-        name = FEATURES if len(self.layers) == 1 else f"{FEATURES}_{layer}"
-        return [name, RAW + name] if self.with_raw else [name]
-
-    @property
-    def numbers_patches(self) -> bool:
-        """Whether some patches are left out, so that the others need their numbers."""
-        return self.pooling is None and (self.every > 1 or self.inside)
+    def names(self) -> dict[int, list[str]]:
+        """The columns of features of each layer."""
+        return column_names(self.layers, self.with_raw)
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of one image's features in each column, found on an empty image; errors as the model's."""
         pixels = self.preprocess.normalize(torch.zeros(1, 3, *self.preprocess.size))
         found = self.columns([(pixels[0], torch.ones(self.preprocess.size)) if self.inside else pixels[0]])
-        return {name: tuple(found[name][0].shape) for name in self.names}
+        return {name: tuple(found[name][0].shape) for names in self.names.values() for name in names}
 
     @property
     def bytes_per_row(self) -> int:
@@ -121,13 +120,13 @@ class Kept:
             )
         found: dict[str, Tensor] = {}
         fits: dict[str, Tensor] = {}
-        for layer in self.layers:
+        for layer, names in self.names.items():
             sources = [layer_tokens(outputs, layer)]
             if self.with_raw:
                 sources.append(
                     outputs["raw_last_hidden_state"] if layer == -1 else outputs["raw_hidden_states"][layer]
                 )
-            for name, tokens in zip(self._names(layer), sources, strict=True):
+            for name, tokens in zip(names, sources, strict=True):
                 features = self._of_tokens(layer, tokens, size).float()
                 stored = (normalize(features, dim=-1) if self.normalize else features).to(self.dtype)
                 found[name], fits[name] = _begin_to_copy(stored), torch.isfinite(features).all()

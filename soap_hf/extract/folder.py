@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from huggingface_hub import DatasetCard, DatasetCardData
 from transformers.utils import logging
@@ -17,7 +16,7 @@ from ..data.blocks import Block
 from ..data.image_files import BadImage, stop_if_too_many_bad
 from ..files import replacing, writing
 from ..runtime.errors import DataError, OutputError, first_sentence
-from .feature_files import ParquetFeatures, Rows, Table, about_file
+from .feature_files import FeatureBatch, ParquetFeatures, Table, about_file
 
 logger = logging.get_logger(__name__)
 
@@ -137,7 +136,7 @@ class FeatureFolder:
         found = {}
         for path in sorted((self.path / SHARDS).glob(PARTS)):
             try:
-                about, rows = about_file(path), pq.read_metadata(path).num_rows
+                about, rows = about_file(path)
             except (OSError, pa.ArrowInvalid, ValueError):  # not ours, or damaged: it is written again
                 about, rows = {}, 0
             if about.get("run") == self.run:
@@ -230,7 +229,7 @@ class Shard:
         temporary = self._open.enter_context(replacing(folder.shard_path(block, rows_per_shard)))
         self._file = ParquetFeatures(temporary, table)
 
-    def add(self, rows: Rows) -> None:
+    def add(self, rows: FeatureBatch) -> None:
         """Adds a batch."""
         self._file(rows)
 

@@ -5,21 +5,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError
 
 from ..compat import TransportError
-from ..heads.hub_requests import reason, retried
-from ..runtime.errors import HubError, OutputError, first_sentence
+from ..heads.hub_requests import check_repository, reason, retried
+from ..runtime.errors import HubError, OutputError
 from .folder import CARD, MANIFEST, PARTS, SHARDS, read_manifest
-
-
-def check_repository(repo_id: str) -> None:
-    """Refuses what cannot be the name of a repository; a `HubError` says why."""
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise HubError(f"{repo_id!r} is no name of a repository ({first_sentence(error)}).") from error
 
 
 def push_features(
@@ -42,7 +33,8 @@ def push_features(
     """
     check_repository(repo_id)
     folder = Path(folder)
-    if not read_manifest(folder).get("complete"):
+    manifest = read_manifest(folder)
+    if not manifest.get("complete"):
         raise OutputError(f"The features in {folder} are not complete; go on with soap-hf extract --resume.")
     api = HfApi(token=token)
     try:
@@ -53,7 +45,7 @@ def push_features(
                 repo_id=address.repo_id,
                 folder_path=folder,
                 repo_type="dataset",
-                commit_message=f"Features of {read_manifest(folder)['rows']} images",
+                commit_message=f"Features of {manifest['rows']} images",
                 allow_patterns=[CARD, MANIFEST, f"{SHARDS}/{PARTS}"],
                 delete_patterns=[f"{SHARDS}/{PARTS}"],  # of others
             )

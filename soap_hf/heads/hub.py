@@ -11,18 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from transformers import AutoConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..runtime import modeling_soap
-from ..runtime.errors import HubError, SOAPError, first_sentence
+from ..runtime.errors import HubError, SOAPError
 from ..runtime.head_files import CONFIG_FILE, WEIGHTS_FILE, HeadSource, check_same_architecture, is_head_config
 from ..runtime.vision_backbone import tower_config
 from .card import CARD_FILE, is_edited, is_hub_id, write_card
 from .config import SOAPConfig
-from .hub_requests import reason, retried
+from .hub_requests import check_repository, reason, retried
 from .opening import BACKBONE_FOLDER, INCLUDED_BACKBONE, OPTIONAL_FILES, STATISTICS_FILES, HeadRecord
 from .saving import save_backbone
 
@@ -78,10 +77,7 @@ class Push:
 
     def __post_init__(self) -> None:
         for name in (self.repo_id,) if self.backbone_id is None else (self.repo_id, self.backbone_id):
-            try:
-                validate_repo_id(name)
-            except HFValidationError as error:
-                raise HubError(f"{name!r} is no name of a repository ({first_sentence(error)}).") from error
+            check_repository(name)
 
     def command(self, folder: str | os.PathLike) -> str:
         """The command line that does this push, without the token."""

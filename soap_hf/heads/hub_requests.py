@@ -4,11 +4,17 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+)
+from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
 from ..compat import TransportError
-from ..runtime.errors import first_sentence
+from ..runtime.errors import HubError, first_sentence
 
 logger = logging.get_logger(__name__)
 T = TypeVar("T")
@@ -56,3 +62,11 @@ def reason(error: Exception) -> str:
     if status in (409, 412):
         return "somebody else has written to the repository at the same time"
     return first_sentence(error)
+
+
+def check_repository(repo_id: str) -> None:
+    """Refuses what cannot be the name of a repository; a `HubError` says why."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise HubError(f"{repo_id!r} is no name of a repository ({first_sentence(error)}).") from error

@@ -18,11 +18,6 @@ from tests.conftest import noise_image
 
 
 @pytest.fixture
-def model(vit, projection, processor):
-    return SOAPModelWrapper.from_backbone(vit, projection, image_processor=processor)
-
-
-@pytest.fixture
 def labelled():
     """21 images with names and classes."""
     columns = {

@@ -20,11 +20,6 @@ OPTIONS = {"batch_size": 4, "progress": False}
 
 
 @pytest.fixture
-def model(vit, projection, processor):
-    return SOAPModelWrapper.from_backbone(vit, projection, image_processor=processor)
-
-
-@pytest.fixture
 def deep(vit, processor):
     """A head on two layers."""
     projections = {layer: random_projection(32, rank=3) for layer in (1, -1)}

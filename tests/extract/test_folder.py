@@ -52,11 +52,6 @@ def tars(tmp_path_factory):
 
 
 @pytest.fixture
-def model(vit, projection, processor):
-    return SOAPModelWrapper.from_backbone(vit, projection, image_processor=processor)
-
-
-@pytest.fixture
 def rows():
     """21 images with names."""
     return Dataset.from_dict({"image": [noise_image(seed) for seed in range(21)], "name": list(map(str, range(21)))})

@@ -11,35 +11,19 @@ from soap_hf import SOAPModelWrapper
 from soap_hf.cli.app import app
 from soap_hf.extract.extraction import extract_features
 from soap_hf.extract.publishing import push_features
-from soap_hf.heads import hub_requests
 from soap_hf.runtime.errors import HubError, OutputError
 from tests.conftest import noise_image
-from tests.hub_server import HubServer
-from tests.hub_server.in_process import attach
+from tests.hub_server import client
 
 REPO = "tester/features"
 
 
-@pytest.fixture(scope="module")
-def hub():
-    with HubServer() as running:
-        yield running
-    assert not running.errors
-
-
-@pytest.fixture(autouse=True)
-def _client(hub, monkeypatch, tmp_path):
-    """This process is a client of the Hub with an empty cache, and waits no time between tries."""
-    hub.reset()
-    hub.store.repos.clear()
-    attach(hub, monkeypatch, tmp_path / "home")
-    monkeypatch.setattr(hub_requests, "WAITS", (0, 0, 0, 0))
+hub, _client = client.hub, client.client
 
 
 @pytest.fixture
-def extract(vit, projection, processor, tmp_path):
+def extract(model, tmp_path):
     """Extracts into a folder of so many rows a shard."""
-    model = SOAPModelWrapper.from_backbone(vit, projection, image_processor=processor)
     rows = Dataset.from_dict({"image": [noise_image(seed) for seed in range(10)], "name": list("abcdefghij")})
 
     def into(name, size):

@@ -18,11 +18,10 @@ from typer.testing import CliRunner
 
 from soap_hf import SOAPModelWrapper, fit_soap
 from soap_hf.cli.app import app
-from soap_hf.heads import hub_requests
 from soap_hf.heads.hub import Push, code_files, push_head
 from soap_hf.runtime.errors import HeadError, HubError
 from tests.conftest import EXAMPLES, noise_image
-from tests.hub_server import HubServer
+from tests.hub_server import client
 from tests.hub_server.cards import problems
 from tests.hub_server.in_process import attach
 
@@ -63,20 +62,7 @@ torch.save(tokens, f"{folder}/tokens.pt")
 """
 
 
-@pytest.fixture(scope="module")
-def hub():
-    with HubServer() as running:
-        yield running
-    assert not running.errors
-
-
-@pytest.fixture(autouse=True)
-def _client(hub, monkeypatch, tmp_path):
-    """This process is a client of the Hub with an empty cache, and waits no time between tries."""
-    hub.reset()
-    hub.store.repos.clear()
-    attach(hub, monkeypatch, tmp_path / "home")
-    monkeypatch.setattr(hub_requests, "WAITS", (0, 0, 0, 0))
+hub, _client = client.hub, client.client
 
 
 @pytest.fixture(scope="module")
