@@ -7,7 +7,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..extract.arguments import ExtractArguments
-from ..extract.extraction import extract_features
+from ..extract.extraction import WAIT, extract_features
 from ..extract.publishing import push_features
 from ..heads.hub_requests import check_repository
 from ..heads.printing import show
@@ -38,7 +38,7 @@ class Extract(ExtractOptions):
             if self.output.suffix:
                 raise OutputError(f"A folder of features is pushed, not a file; name one instead of {self.output}.")
             check_repository(self.push_to_hub)
-        is_main = join_processes(self.device).is_main_process
+        is_main = join_processes(self.device, timeout=WAIT).is_main_process
         if not self.progress or not is_main:
             hide_progress_bars()
         count = extract_features(self.head, self.dataset, self.output, **values_of(self, ExtractArguments))
