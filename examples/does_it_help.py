@@ -1,4 +1,4 @@
-"""Does a head help? Matching between views for some backbones, with the rivals at equal rank, seed by seed.
+"""Does a head help? Matching between views for some backbones, with the baselines at equal rank, seed by seed.
 
     python examples/does_it_help.py examples/vit-mae-tiny other-backbone/ --images photos/ --output measured
 
@@ -26,7 +26,7 @@ from soap_hf.evaluation.matching import HEADLINE
 from soap_hf.evaluation.strength import StrengthChoice
 from soap_hf.figures import matching_curve, save_figure
 
-RIVALS = ("zero-image", "top-pc")
+BASELINES = ("zero-image", "top-pc")
 
 
 def main() -> None:
@@ -68,7 +68,7 @@ def measure(backbone: str, images: str, seed: int) -> tuple[list[dict[str, Any]]
     for flip in (False, True):
         rule = ViewRule(flip=flip)
         model.reweight("auto", model.config.tau, model.config.threshold)
-        compared = Comparison.of(model, ["soap", *(RIVALS if auto else ())])
+        compared = Comparison.of(model, ["soap", *(BASELINES if auto else ())])
         summary = evaluate_matching(compared, Examples(tested), rule=rule, **shown).summary
         model.reweight(choice.mu, model.config.tau, model.config.threshold)
         chosen = evaluate_matching(Comparison.of(model), Examples(tested), rule=rule, **shown).summary
@@ -90,7 +90,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["| backbone | seed | removed | raw | soap, auto | zero-image | top-pc | chosen mu | soap, chosen |"]
     lines.append("|---|---:|---:|---:|---|---|---|---:|---|")
     for row in rows:
-        cells = [cell(row[name]) if name in row else "" for name in ("soap", *RIVALS)]
+        cells = [cell(row[name]) if name in row else "" for name in ("soap", *BASELINES)]
         start = f"| {row['backbone']} | {row['seed']} | {row['removed']} | {decimals(row['raw']['right'])} "
         lines.append(f"{start}| {' | '.join(cells)} | {row['mu']:g} | {cell(row['chosen'])} |")
     return lines

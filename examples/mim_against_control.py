@@ -3,7 +3,7 @@
     python examples/mim_against_control.py mim-head control-head --position photos/ --knn classes/ \
         --saliency images/ masks/ --output measured
 
-Runs `soap-hf evaluate position | knn | saliency` on each head for mu = auto, 1, 2, 4 and 8, with the rivals
+Runs `soap-hf evaluate position | knn | saliency` on each head for mu = auto, 1, 2, 4 and 8, with the baselines
 `zero-image` and `top-pc` at equal rank beside it, and prints a table a metric: means, and in brackets the bootstrap
 95 % interval of the difference from raw, the mean in bold where that leaves zero out. `--image-size` is that of the
 saliency, so that its grid has enough patches to divide. Saliency needs `pip install "soap-hf[eval]"`.
@@ -75,7 +75,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def measure(evaluation: str, head: Path, data: list[str], mu: str, removed: int, output: Path) -> dict[str, Any]:
-    """What an evaluation of a head says at a strength; rivals only where something is removed."""
+    """What an evaluation of a head says at a strength; baselines only where something is removed."""
     folder = output / head.name / f"{evaluation}-mu-{mu}"
     methods = [f"--method={method}" for method in ("soap", *(BASELINES if removed else ()))]
     command = ["evaluate", evaluation, str(head), *data, "--mu", mu, *methods]

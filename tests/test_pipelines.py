@@ -70,11 +70,11 @@ def test_the_object_comes_as_mask_score_map_and_box(segment, scene):
     assert torch.equal(found["score_map"] > 0.5, torch.from_numpy(expected) > 0)
 
 
-@pytest.mark.parametrize(("apply_soap", "arm"), [(True, "soap"), (False, "raw")])
-def test_it_is_what_the_evaluation_measures(model, segment, apply_soap, arm):
+@pytest.mark.parametrize(("apply_soap", "method"), [(True, "soap"), (False, "raw")])
+def test_it_is_what_the_evaluation_measures(model, segment, apply_soap, method):
     image = noise_image(0, (61, 45))
     comparison = Comparison.of(model)
-    tokens = comparison.methods[arm](raw_grid(comparison, resized(image, in_whole_patches((45, 61), 8))))
+    tokens = comparison.methods[method](raw_grid(comparison, resized(image, in_whole_patches((45, 61), 8))))
     mask = coarse_mask(tokens, (45, 61))
     scores = BilateralGrid(np.array(image)).refine(mask).clip(0, 1)
     assert segment(image, apply_soap=apply_soap)["score_map"].numpy() == pytest.approx(scores, abs=1e-6)

@@ -220,14 +220,20 @@ class Matching(Evaluation, RuleOptions):
         if len(sources) != 1:
             raise DataError("Matching needs one source: IMAGES, or --hpatches FOLDER, or --spair FOLDER.")
         self.dataset = str(sources[0])
+        rule = ViewRule(**values_of(self, ViewRule))
+        if not self._draws_views and rule != ViewRule():
+            raise DataError("--hpatches and --spair have pairs of their own; leave out the options that draw views.")
         if self.hpatches is not None:
             return evaluate_homographies(self.comparison(), self.hpatches, **self.noted)
         if self.spair is not None:
             options: dict[str, Any] = {"split": self.split or "test", "num_pairs": self.num_images, "seed": self.seed}
             return evaluate_keypoints(self.comparison(), self.spair, **options, **self.noted)
-        rule = ViewRule(**values_of(self, ViewRule))
         examples = self.examples(self.dataset, self.split, self.num_images)
         return evaluate_matching(self.comparison(), examples, rule=rule, seed=self.seed, **self.running)
+
+    @property
+    def _draws_views(self) -> bool:
+        return self.hpatches is None and self.spair is None
 
 
 @dataclass(kw_only=True)

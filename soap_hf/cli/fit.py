@@ -79,6 +79,7 @@ class Score(FitOptions):
 
     backbone: Backbone
     dataset: DatasetName
+    check: Annotated[int, typer.Option(min=0, help="Images on which matching says whether the head would help.")] = 0
     all_layers: Annotated[bool, typer.Option("--all-layers", help="Every layer, in one pass over the data.")] = False
 
     def run(self) -> None:

@@ -8,13 +8,14 @@ import typer
 
 from ..data.data_sets import open_dataset
 from ..evaluation.arguments import EvaluationArguments
-from ..evaluation.check import check_of_choice
+from ..evaluation.check import check_head, check_of_choice
 from ..evaluation.examples import Examples
 from ..evaluation.strength import StrengthChoice, choose_mu
 from ..evaluation.views import ViewRule
 from ..files import check_output_folder
 from ..heads.model import SOAPModelWrapper
 from ..heads.printing import show
+from ..heads.running import head_preprocessor
 from ..heads.saving import refuse_other_model
 from ..runtime.errors import MissingExtraError, OutputError
 from .evaluate import Split, load_head
@@ -58,7 +59,7 @@ class Tune(TuneOptions, RuleOptions):
             examples = Examples(images, num_images=self.num_images, **chosen.reading)
             choice = choices[name] = choose_mu(model, examples, rule=rule, **options)
             if name == self.head:
-                tuned = model
+                tuned, seen = model, examples
             show(choice.table())
             show(choice.reason)
         picture = _drawn(choices)
@@ -66,9 +67,20 @@ class Tune(TuneOptions, RuleOptions):
             self.figure.write_bytes(picture)
             show(f"Figure written to {self.figure}")
         if target is not None:
-            _write(tuned, choices[self.head], target, picture, chosen.seed)
+            tuned.reweight(choices[self.head].mu, tuned.config.tau, tuned.config.threshold)
+            tuned.config.checks = self._checks(tuned, choices[self.head], seen, chosen)
+            _write(tuned, target, picture)
         elif choices[self.head].mu != tuned.config.mu:
             show("Nothing was changed; pass --apply or --output to give the head that strength.")
+
+    def _checks(
+        self, model: SOAPModelWrapper, choice: StrengthChoice, images: Examples, chosen: EvaluationArguments
+    ) -> list[dict[str, Any]]:
+        """What matching says of the head at its new strength, for each layer."""
+        if len(model.config.layers) == 1:
+            return check_of_choice(choice, chosen.seed)
+        options: dict[str, Any] = {name: getattr(chosen, name) for name in ("batch_size", "seed", "progress")}
+        return check_head(model, images, head_preprocessor(model, chosen.image_size), unseen=False, **options)
 
     def _target(self) -> Path | None:
         """The folder to write to, checked before the work."""
@@ -86,13 +98,11 @@ class Tune(TuneOptions, RuleOptions):
         return self.output
 
 
-def _write(model: SOAPModelWrapper, choice: StrengthChoice, folder: Path, picture: bytes | None, seed: int) -> None:
-    """Saves the head with the chosen strength, what matching says of it, and its figures."""
-    model.reweight(choice.mu, model.config.tau, model.config.threshold)
-    model.config.checks = check_of_choice(choice, len(model.config.layers), seed)
+def _write(model: SOAPModelWrapper, folder: Path, picture: bytes | None) -> None:
+    """Saves the head with its new strength, and its figures."""
     figures = figures_of(model) | ({"matching_curve.png": picture} if picture else {})
     model.save_pretrained(folder, figures=figures)
-    show(f"Head with mu={choice.mu:g} written to {folder}")
+    show(f"Head with mu={model.config.mu} written to {folder}")
 
 
 def _drawn(choices: dict[str, StrengthChoice]) -> bytes | None:
@@ -102,4 +112,6 @@ def _drawn(choices: dict[str, StrengthChoice]) -> bytes | None:
     except MissingExtraError as error:
         show(f"No picture of the curve: {error}", to_stderr=True)
         return None
-    return to_png(matching_curve({Path(name).name: choice for name, choice in choices.items()}))
+    short = {name: Path(name).name for name in choices}
+    unique = len(set(short.values())) == len(short)
+    return to_png(matching_curve({short[name] if unique else name: choice for name, choice in choices.items()}))

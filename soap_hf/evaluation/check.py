@@ -24,6 +24,7 @@ def check_head(
     batch_size: int = 32,
     seed: int = 0,
     progress: bool = False,
+    unseen: bool = True,
 ) -> list[dict[str, Any]]:
     """What matching says of each layer of a head, for its config, from one forward pass over the views.
 
@@ -32,11 +33,12 @@ def check_head(
         images ([`Examples`]): photographs that the fit did not see.
         preprocess ([`ImagePreprocessor`]): of the fit.
         batch_size, seed, progress: as in `evaluate_matching`.
+        unseen (`bool`, defaults to `True`): whether neither the fit nor the choice of the strength has used them.
 
     Returns:
         One dict for each layer of the head: `images`, `raw` and `clean` (shares of patches matched within one patch),
         `mean`, `low` and `high` (of their difference, with its 95 % interval), `raw_stuck` and `clean_stuck`, `seed`,
-        and `unseen`, which is true.
+        and `unseen`.
 
     Raises:
         DataError, LayoutError: as `match_views`.
@@ -48,18 +50,13 @@ def check_head(
     for rows in match_views(comparisons, images, **options).rows:
         raw, clean = (column(rows, f"{method}_{HEADLINE}") for method in (RAW, CLEAN))
         gain, right = paired_difference(raw, clean), [float(values.mean()) for values in (raw, clean)]
-        stuck = [float(column(rows, f"{method}_stuck").nan_to_num(0).mean()) for method in (RAW, CLEAN)]
-        checks.append(_check(len(rows), right, gain, stuck, seed, unseen=True))
+        stuck = [float(column(rows, f"{method}_stuck").nanmean()) for method in (RAW, CLEAN)]
+        checks.append(_check(len(rows), right, gain, stuck, seed, unseen=unseen))
     return checks
 
 
-def check_of_choice(choice: StrengthChoice, layers: int, seed: int) -> list[dict[str, Any]]:
-    """What a choice of strength says, for the config of a head that is given this strength.
-
-    Only a head of one layer gets it: of several, one was measured.
-    """
-    if layers > 1:
-        return []
+def check_of_choice(choice: StrengthChoice, seed: int) -> list[dict[str, Any]]:
+    """What a choice of strength says, for the config of a head of one layer that is given this strength."""
     raw, clean = choice.curve[0], choice.chosen
     right, stuck = (raw.right, clean.right), (raw.stuck, clean.stuck)
     return [_check(choice.num_images, right, clean.gain, stuck, seed, unseen=False)]

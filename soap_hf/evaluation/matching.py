@@ -91,7 +91,8 @@ def evaluate_matching(
     metrics = (*map(right, radii), "stuck")
     settings = {**asdict(rule), "seed": seed}
     results = comparison.results("matching", rows, metrics, counts=counts, command=command, **settings)
-    warn_if_few(len(rows), {name: own[right(radii[0])] for name, own in results.summary["differences"].items()})
+    headline = HEADLINE if HEADLINE in metrics else metrics[0]
+    warn_if_few(len(rows), {name: own[headline] for name, own in results.summary["differences"].items()})
     return results
 
 

@@ -133,18 +133,31 @@ def summary(
 def grouped(results: Results, key: str, metrics: Iterable[str], optional: Iterable[str] = ()) -> Results:
     """The results with a summary of each group of rows, in `summary["groups"]`; a group of one row has none.
 
-    Rows are grouped by the column `key`. A group has all of `metrics`, and those of `optional` that all its rows have.
+    Rows are grouped by the column `key`. A group has all of `metrics`, and of `optional` those that two of its rows or
+    more have; they are over these rows, whose number is in its `counts`.
     """
     groups = {}
     for name in sorted({row[key] for row in results.rows}):
         rows = [row for row in results.rows if row[key] == name]
         if len(rows) > 1:
-            whole = [metric for metric in optional if all(row[f"{RAW}_{metric}"] is not None for row in rows)]
-            counts = {"images": len(rows)}
-            found = summary(rows, results.summary["means"], [*metrics, *whole], counts=counts, settings={})
-            groups[name] = {part: found[part] for part in ("means", "differences", "counts")}
+            groups[name] = _group(rows, results.summary["means"], metrics, {"images": len(rows)})
+            for metric in optional:
+                known = [row for row in rows if row[f"{RAW}_{metric}"] is not None]
+                if len(known) > 1:
+                    some = _group(known, results.summary["means"], [metric], {f"images_with_{metric}": len(known)})
+                    for part, values in some.items():
+                        for method, value in values.items():
+                            own = groups[name][part]
+                            own[method] = {**own[method], **value} if isinstance(value, dict) else value
     results.summary["groups"] = groups
     return results
+
+
+def _group(
+    rows: Sequence[dict[str, Any]], methods: Iterable[str], metrics: Iterable[str], counts: dict[str, int]
+) -> dict[str, Any]:
+    found = summary(rows, methods, metrics, counts=counts, settings={})
+    return {part: found[part] for part in ("means", "differences", "counts")}
 
 
 def results_table(found: dict[str, Any], title: str) -> Table:

@@ -33,7 +33,7 @@ from .unseen import split_images
 
 logger = logging.get_logger(__name__)
 
-FEW_IMAGES = 64
+FEW_TO_FIT_ON = 64
 """Below this many images a fit warns about the standard error of its scores."""
 
 
@@ -220,10 +220,10 @@ def _warn_of_findings(model: SOAPModelWrapper, statistics: dict[int, SOAPStatist
     for (layer, single), rank in zip(statistics.items(), model.config.ranks, strict=True):
         top = int(single.scores.argmax())
         score, error = float(single.scores[top]), float(single.standard_errors[top])
-        if single.num_real < FEW_IMAGES:
+        if single.num_real < FEW_TO_FIT_ON:
             logger.warning(
                 f"Only {single.num_real} images: the top score of layer {layer} is {score:.3f} with a standard error "
-                f"of {error:.3f}; use {FEW_IMAGES} or more."
+                f"of {error:.3f}; use {FEW_TO_FIT_ON} or more."
             )
         if rank == 0:
             logger.warning(

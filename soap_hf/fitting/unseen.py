@@ -8,14 +8,12 @@ from transformers.utils import logging
 from ..data.data_sets import undecoded
 from ..data.image_sample import ImageSample
 from ..evaluation.examples import Examples
+from ..evaluation.matching import FEW_IMAGES
 from ..processes import on_main
 from ..runtime.errors import DataError
 from .arguments import FitArguments
 
 logger = logging.get_logger(__name__)
-
-LEAST_UNSEEN = 8
-"""With fewer photographs a check says little, and there is none."""
 
 LARGEST_SHARE = 5
 """A fifth of the images at most is kept from the fit."""
@@ -42,12 +40,12 @@ def split_images(images: Dataset | IterableDataset, chosen: FitArguments) -> Spl
     """
     tuning = TUNING_IMAGES if chosen.mu == "matching" else 0
     wanted, column, seed = chosen.check + tuning, chosen.image_column, chosen.seed
-    least = min(wanted, LEAST_UNSEEN * ((chosen.check > 0) + (tuning > 0)))
+    least = min(wanted, FEW_IMAGES * ((chosen.check > 0) + (tuning > 0)))
     if isinstance(images, IterableDataset):
         enough = wanted and sum(1 for _ in undecoded(images, column).take(2 * wanted)) == 2 * wanted
         found = wanted if enough else 0
         fitted = ImageSample(images, column, chosen.num_images, seed, skip=found)
-        rows = fitted.skipped
+        order, rows = None, fitted.skipped
     else:
         whole = ImageSample(images, column, None, seed)
         order, asked = list(whole.rows or ()), min(chosen.num_images or len(images), len(images))
@@ -59,10 +57,15 @@ def split_images(images: Dataset | IterableDataset, chosen: FitArguments) -> Spl
         fitted = ImageSample(images, column, asked, seed)
         rows = images.select(order[asked : asked + found])
         _say_what_is_fitted(chosen, len(order), asked, found)
-    if tuning and not found:
-        raise DataError(
-            f'mu="matching" needs {least} images or more that the fit does not see, a fifth of all at most; give more '
-            'images, or take mu="auto".'
+    if not found and wanted:
+        least_of = f"a stream of at least {2 * wanted}" if order is None else f"at least {least * LARGEST_SHARE}"
+        needed = f"{least_of} images"
+        if tuning:
+            raise DataError(f'mu="matching" chooses on images that the fit does not see: give {needed}, or mu="auto".')
+        on_main(
+            logger.warning,
+            f"Whether the head helps is not checked, which needs {needed}: give more, or run "
+            "`soap-hf evaluate matching` on others (check=0 leaves the check out).",
         )
     checked = found * chosen.check // wanted if wanted else 0
     return Split(fitted, _examples(rows, range(checked), chosen), _examples(rows, range(checked, found), chosen))
@@ -83,5 +86,6 @@ def _say_what_is_fitted(chosen: FitArguments, available: int, asked: int, found:
     if wanted is not None and asked < wanted and not found:
         on_main(logger.warning, f"{told}, fewer than the {wanted} asked for: all are used.")
     elif found and asked + found == available and (wanted is None or asked < wanted):
-        kept = f"{asked} are fitted on, and {found} are kept to check the head (check=0 fits on all)"
+        purpose = "check the head (check=0 fits on all)" if chosen.check else "choose its strength"
+        kept = f"{asked} are fitted on, and {found} are kept to {purpose}"
         on_main(logger.warning, f"{told}: {kept}.")

@@ -22,6 +22,9 @@ SHOWN = (("means", "raw"), ("means", "soap"), ("differences", "soap"))
 TASKS = {"knn": "image-classification", "saliency": "image-segmentation", "segmentation": "image-segmentation"}
 """The Hub's names of what the evaluations measure."""
 
+RESULTS = "model-index"
+"""Where a card's metadata holds what was measured; of an earlier head it must not be taken for this one's."""
+
 BLOCK = re.compile(r"<!-- soap_hf:(\w+) -->\n.*?<!-- /soap_hf:\1 -->", flags=re.DOTALL)
 """What this module writes, and may write again; everything outside belongs to whoever wrote it."""
 
@@ -119,7 +122,8 @@ def _keep_what_was_written(old: ModelCard, new: ModelCard) -> None:
         new.text = BLOCK.sub(lambda match: blocks.get(match[1], match[0]), old.text)
     elif old.text.strip():
         new.text = f"{old.text.rstrip()}\n{new.text}"
-    merged = {**old.data.to_dict(), **new.data.to_dict()}
+    kept = {name: value for name, value in old.data.to_dict().items() if name != RESULTS}
+    merged = {**kept, **new.data.to_dict()}
     merged["tags"] = list(dict.fromkeys([*(old.data.get("tags") or []), *(new.data.get("tags") or [])]))
     new.data = ModelCardData(**merged, ignore_metadata_errors=True)
 

@@ -152,6 +152,7 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
         """
         if not self.statistics_by_layer:
             raise HeadError("This head was saved without statistics, which reweight needs; fit it again.")
+        mu = int(mu) if isinstance(mu, float) and mu.is_integer() else mu  # 6.0 and 6 are one strength
         chosen = {layer: self._statistics[layer].projection(mu, tau, threshold) for layer in self.config.layers}
         if (mu, tau, threshold) != (self.config.mu, self.config.tau, self.config.threshold):
             self.config.checks = []  # they are of the strength before

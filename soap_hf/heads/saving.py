@@ -20,7 +20,14 @@ from ..runtime.head_files import CONFIG_FILE, is_head_config
 from ..runtime.vision_backbone import has_other_weights, load_backbone, weight_digests, weight_sample
 from ..statistics.soap_statistics import STORED_COMPONENTS
 from .card import CARD_FILE, refresh_card
-from .opening import BACKBONE_FOLDER, FIGURES_FOLDER, INCLUDED_BACKBONE, OPTIONAL_FILES, statistics_file
+from .opening import (
+    BACKBONE_FOLDER,
+    EVALUATIONS_FOLDER,
+    FIGURES_FOLDER,
+    INCLUDED_BACKBONE,
+    OPTIONAL_FILES,
+    statistics_file,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -38,7 +45,7 @@ def save_head(
     if not include_backbone and (reason := _what_would_be_lost(model)):
         logger.warning(f"{reason}: saving the head alone loses that; pass include_backbone=True to keep it.")
     loaded, image_processor = model.statistics_by_layer, model.image_processor  # may come from the Hub
-    with staging_folder(target, OPTIONAL_FILES) as staging:
+    with staging_folder(target, _files_of_earlier_head(target, model.config)) as staging:
         whole = merged_backbone(model.backbone) if include_backbone else None
         with _head_alone(model, target, whole):
             PreTrainedModel.save_pretrained(model, staging, save_original_format=False, **kwargs)
@@ -55,6 +62,24 @@ def save_head(
             save_backbone(whole, model.config.backbone, staging)
         refresh_card(staging, earlier=target / CARD_FILE)
     model.name_or_path = model.config.name_or_path = str(target)  # where an adapter finds it
+
+
+def _files_of_earlier_head(target: Path, config: Any) -> tuple[str, ...]:
+    """Patterns of the files that an earlier head left in a folder and that are not this one's.
+
+    Evaluations of the same fit stay, since each says at which strength it was made; others are removed, aloud.
+    """
+    evaluations = f"{EVALUATIONS_FOLDER}/*/*.*"
+    if not any(target.glob(evaluations)):
+        return OPTIONAL_FILES
+    try:
+        earlier = json.loads((target / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        earlier = {}
+    if config.fit is not None and earlier.get("fit") == json.loads(json.dumps(config.fit)):
+        return tuple(pattern for pattern in OPTIONAL_FILES if pattern != evaluations)
+    logger.warning(f"What {target / EVALUATIONS_FOLDER} holds was measured on an earlier head, and is removed.")
+    return OPTIONAL_FILES
 
 
 def save_backbone(backbone: PreTrainedModel, config: Any, folder: Path) -> None:

@@ -36,7 +36,7 @@ def find_eigenvectors() -> Comparison:
 
 
 def refine_masks() -> Comparison:
-    """The bilateral solver on the masks of two arms: one grid for both against a plain solver for each."""
+    """The bilateral solver on the masks of two methods: one grid for both against a plain solver for each."""
     images = [np.array(image.resize(SIZE[::-1])) for image in photographs()]
     targets = np.zeros((2, *SIZE))
     targets[0, 80:200, 120:300] = targets[1, 100:220, 90:310] = 1

@@ -13,7 +13,7 @@ from tests.conftest import noise_image, random_projection
 from tests.evaluation.test_knn import coloured
 from tests.evaluation.test_segmentation import CHECKED, HALVES
 
-ARMS = ("--method", "soap", "--method", "zero-image", "--method", "top-pc", "--rank", 1)
+METHODS = ("--method", "soap", "--method", "zero-image", "--method", "top-pc", "--rank", 1)
 
 
 @pytest.fixture
@@ -90,7 +90,9 @@ def test_only_the_heads_own_strength_reaches_its_card(run, head, photographs):
 
 
 def test_knn(run, head, colours, tmp_path):
-    status, out, err = run("evaluate", "knn", head, colours, "--k", 1, "--k", 3, *ARMS, "--output", "out", "--quiet")
+    status, out, err = run(
+        "evaluate", "knn", head, colours, "--k", 1, "--k", 3, *METHODS, "--output", "out", "--quiet"
+    )
     assert (status, err) == (0, "")
     assert "Results written to out" in out
     rows, found = written(tmp_path / "out", "knn")
@@ -105,7 +107,7 @@ def test_knn(run, head, colours, tmp_path):
 
 
 def test_segmentation(run, head, halves, tmp_path):
-    status, out, _ = run("evaluate", "segmentation", head, *halves, *ARMS, "--k", 1, "--output", "out", "--quiet")
+    status, out, _ = run("evaluate", "segmentation", head, *halves, *METHODS, "--k", 1, "--output", "out", "--quiet")
     assert status == 0
     rows, found = written(tmp_path / "out", "segmentation")
     assert [row["image"] for row in rows] == ["0.png", "1.png", "2.png"]
@@ -129,7 +131,7 @@ def test_segmentation_of_columns_and_of_two_data_sets(run, head, halves, tmp_pat
 
 
 def test_position(run, head, photographs, tmp_path):
-    status, out, _ = run("evaluate", "position", head, photographs, *ARMS, "--output", "out", "--quiet")
+    status, out, _ = run("evaluate", "position", head, photographs, *METHODS, "--output", "out", "--quiet")
     assert status == 0
     rows, found = written(tmp_path / "out", "position")
     assert len(rows) == found["counts"]["images"] == 12

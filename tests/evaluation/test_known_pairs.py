@@ -93,6 +93,21 @@ def test_a_broken_scene_is_named(comparison, hpatches, break_it, message):
         evaluate_homographies(comparison, hpatches, progress=False)
 
 
+def test_a_pair_in_which_nothing_moves_is_left_out_of_stuck_alone(comparison, hpatches):
+    (hpatches / "v_one" / "H_1_2").write_text("1 0 0\n0 1 0\n0 0 1\n", encoding="utf-8")
+    viewpoint = evaluate_homographies(comparison, hpatches, progress=False).summary["groups"]["viewpoint"]
+    assert viewpoint["counts"] == {"images": 3, "images_with_stuck": 2}
+    assert set(viewpoint["means"]["raw"]) == {"right_0.5", "right_1", "right_2", "stuck"}
+    assert "stuck" in viewpoint["differences"]["soap"]
+
+
+def test_options_that_draw_views_are_refused_with_pairs(refused, hpatches):
+    head = EXAMPLES / "soap-vit-mae-tiny"
+    assert "leave out the options that draw views" in refused(
+        "evaluate", "matching", head, "--hpatches", hpatches, "--flip"
+    )
+
+
 def test_a_folder_without_scenes_is_refused(tmp_path):
     with pytest.raises(DataError, match="holds no scene"):
         read_scenes(tmp_path)

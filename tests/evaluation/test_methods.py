@@ -1,4 +1,4 @@
-"""Every arm is a projection of the same raw tokens: none, the head's own, or that of a rival."""
+"""Every method is a projection of the same raw tokens: none, the head's own, or that of a baseline."""
 
 import pytest
 import torch
@@ -35,10 +35,10 @@ def black_tokens(model: SOAPModelWrapper, size: int = 32, layer: int = -1) -> to
 
 
 def test_raw_comes_first_and_is_the_identity(model):
-    arms = method_projections(model, ["top-pc", "soap", "top-pc"])
-    assert list(arms) == ["raw", "top-pc", "soap"]
+    methods = method_projections(model, ["top-pc", "soap", "top-pc"])
+    assert list(methods) == ["raw", "top-pc", "soap"]
     tokens = torch.randn(3, 32)
-    assert torch.equal(arms["raw"](tokens), tokens)
+    assert torch.equal(methods["raw"](tokens), tokens)
 
 
 def test_soap_is_what_the_model_does(model):
@@ -81,8 +81,8 @@ def test_top_pc_removes_the_components_of_largest_variance(model, statistics, tm
 
 
 def test_rivals_remove_as_many_directions_as_the_head(model):
-    arms = method_projections(model, ["soap", "zero-image", "top-pc"])
-    assert [arm.rank for arm in arms.values()] == [0, 2, 2, 2]
+    methods = method_projections(model, ["soap", "zero-image", "top-pc"])
+    assert [method.rank for method in methods.values()] == [0, 2, 2, 2]
 
 
 def test_the_model_stays_as_it_is(model):

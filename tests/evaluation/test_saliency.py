@@ -1,4 +1,4 @@
-"""Planted objects are found, in every arm by one rule; odd images and masks are counted, and nothing breaks."""
+"""Planted objects are found, with every method by one rule; odd images and masks are counted, and nothing breaks."""
 
 import csv
 import dataclasses
@@ -79,10 +79,10 @@ def test_tokens_that_all_point_one_way_are_divided_once_centred(vit, projection,
 def test_planted_objects_are_found(comparison):
     name, rows, found = evaluated(comparison, command="again")
     assert name == "saliency"
-    for arm in ("raw", "soap"):
-        assert set(found["means"][arm]) == set(METRICS)
-        assert found["means"][arm]["iou"] == found["means"][arm]["accuracy"] == 1
-        assert min(found["means"][arm].values()) > 0.99
+    for method in ("raw", "soap"):
+        assert set(found["means"][method]) == set(METRICS)
+        assert found["means"][method]["iou"] == found["means"][method]["accuracy"] == 1
+        assert min(found["means"][method].values()) > 0.99
     assert found["differences"]["soap"]["iou"] == (0, 0, 0)
     assert found["command"] == "again"
     assert found["settings"]["image_size"] == "own"
@@ -94,10 +94,10 @@ def test_rows_have_the_arms_side_by_side(comparison):
     rows, found = evaluated(comparison)[1:]
     columns = list(rows[0])
     assert columns[:5] == ["image", "raw_iou", "soap_iou", "raw_iou_bilateral", "soap_iou_bilateral"]
-    assert columns[1:] == [f"{arm}_{metric}" for metric in METRICS for arm in ("raw", "soap")]
+    assert columns[1:] == [f"{method}_{metric}" for metric in METRICS for method in ("raw", "soap")]
     for column in columns[1:]:
-        arm, _, metric = column.partition("_")
-        assert found["means"][arm][metric] == pytest.approx(np.mean([row[column] for row in rows]))
+        method, _, metric = column.partition("_")
+        assert found["means"][method][metric] == pytest.approx(np.mean([row[column] for row in rows]))
 
 
 def test_without_the_solver_the_rest_stays_as_it_is(comparison):

@@ -112,8 +112,8 @@ def test_the_mean_iou_is_that_of_all_pixels_together():
 def test_colours_are_segmented(comparison):
     found = evaluate_segmentation(comparison, masked(HALVES), masked(CHECKED), neighbours=(1, 3), batch_size=2)
     metrics = {f"{metric}_k{k}" for metric in ("accuracy", "image_miou", "miou") for k in (1, 3)}
-    for arm in ("raw", "soap"):
-        assert found.summary["means"][arm] == pytest.approx(dict.fromkeys(metrics, 1.0))
+    for method in ("raw", "soap"):
+        assert found.summary["means"][method] == pytest.approx(dict.fromkeys(metrics, 1.0))
     assert found.summary["differences"]["soap"].keys() == metrics
     assert set(found.summary["differences"]["soap"].values()) == {(0, 0, 0)}
     assert [row["image"] for row in found.rows] == ["row 0", "row 1", "row 2"]

@@ -1,5 +1,7 @@
 """The chosen strength is the smallest that is nearly best, and none where nothing is gained."""
 
+import json
+
 import pytest
 import torch
 from transformers import AutoModel
@@ -7,7 +9,7 @@ from transformers import AutoModel
 from soap_hf import Examples, SOAPModelWrapper, choose_mu, fit_soap
 from soap_hf.data.data_sets import open_dataset
 from soap_hf.evaluation.results import Interval
-from soap_hf.evaluation.strength import TriedStrength, choose, curve_of
+from soap_hf.evaluation.strength import StrengthChoice, TriedStrength, choose, curve_of
 from soap_hf.runtime.errors import HeadError, SOAPError
 from soap_hf.runtime.projection import SOAPProjection
 from tests.conftest import EXAMPLES
@@ -82,9 +84,45 @@ def test_the_command_writes_the_head_and_its_curve(run, tmp_path):
     assert written.config.mu > 0
     assert written.config.checks[0]["low"] > 0
     assert written.projections["-1"].rank == written.config.ranks[0] == written.config.mu
+    measured = tmp_path / "tuned" / "evaluation" / "position"
+    assert run("evaluate", "position", "tuned", photos, "--num-images", 8, "--output", measured, "--quiet")[0] == 0
     status, out, _ = run("tune", "tuned", photos, "--num-images", 12, "--apply", "--quiet")
     assert status == 0
+    assert (measured / "summary.json").is_file(), "an evaluation says at which strength it was made"
     assert "by which the strength was chosen" in run("info", "tuned")[1].replace("\n", " ")
+
+
+def test_a_head_of_several_layers_is_checked_in_each(run, tmp_path):
+    photos = EXAMPLES / "photos"
+    model = fit_soap(EXAMPLES / "vit-mae-tiny", photos / "fit", num_images=40, layer=[3, -1], check=0, progress=False)
+    model.save_pretrained(tmp_path / "head")
+    assert run("tune", "head", photos / "heldout", "--num-images", 12, "--apply", "--quiet")[0] == 0
+    checks = AutoModel.from_pretrained(tmp_path / "head").config.checks
+    assert [(check["images"], check["unseen"]) for check in checks] == [(12, False), (12, False)]
+
+
+def test_heads_of_one_name_have_a_curve_each(monkeypatch):
+    from soap_hf import figures
+    from soap_hf.cli.tune import _drawn
+
+    drawn = {}
+    monkeypatch.setattr(figures, "matching_curve", lambda choices: drawn.update(choices))
+    monkeypatch.setattr(figures, "to_png", lambda _: b"")
+    choice = StrengthChoice(0, [IDENTITY], 8, -1)
+    _drawn({"a/head": choice, "b/head": choice})
+    assert list(drawn) == ["a/head", "b/head"]
+
+
+def test_an_evaluation_of_another_fit_goes_with_its_head(mae_folder, photos, tmp_path, caplog):
+    for number in (16, 20):
+        model = fit_soap(mae_folder, photos, num_images=number, check=0, progress=False)
+        model.save_pretrained(tmp_path / "head")
+        kept = tmp_path / "head" / "evaluation" / "knn" / "summary.json"
+        if number == 16:
+            kept.parent.mkdir(parents=True)
+            kept.write_text(json.dumps({"settings": {"mu": -1}}), encoding="utf-8")
+    assert not kept.exists()
+    assert "was measured on an earlier head" in caplog.text
 
 
 @pytest.mark.parametrize(

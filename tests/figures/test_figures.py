@@ -242,9 +242,9 @@ def test_images_keep_their_shape_on_as_many_pixels_as_in_the_fit(fitted, size):
 def test_both_arms_come_from_one_forward_pass(fitted):
     (picture,) = look_at(fitted, [noise_image(0, (32, 32))])
     pixels = fitted.image_processor(noise_image(0, (32, 32)), return_tensors="pt")["pixel_values"]
-    for arm, raw in (("raw", True), ("soap", False)):
+    for method, raw in (("raw", True), ("soap", False)):
         expected = fitted.patch_tokens(pixels, raw=raw)[0]
-        torch.testing.assert_close(picture.tokens[arm], expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(picture.tokens[method], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_size_that_is_given_is_the_backbones_and_not_the_pictures(fitted):

@@ -79,8 +79,24 @@ def test_a_whole_stream_is_read_but_for_what_is_kept():
 
 
 def test_too_few_images_for_a_choice_are_refused():
-    with pytest.raises(DataError, match='mu="matching" needs 16 images or more'):
+    with pytest.raises(DataError, match=r'mu="matching" chooses on images .*: give at least 80 images'):
         split_images(numbered(60), FitArguments(num_images=60, mu="matching"))
+    with pytest.raises(DataError, match="give a stream of at least 200 images"):
+        split_images(numbered(60).to_iterable_dataset(), FitArguments(check=0, mu="matching"))
+
+
+@pytest.mark.parametrize(("streaming", "needed"), [(False, "at least 40 images"), (True, "at least 128 images")])
+def test_a_fit_that_cannot_be_checked_says_so(streaming, needed, caplog):
+    images = numbered(30)
+    parts = split_images(images.to_iterable_dataset() if streaming else images, FitArguments())
+    assert parts.checked is None
+    assert "Whether the head helps is not checked" in caplog.text
+    assert needed in caplog.text
+
+
+def test_what_is_kept_for_a_choice_is_called_so(caplog):
+    split_images(numbered(100), FitArguments(check=0, mu="matching"))
+    assert "20 are kept to choose its strength" in caplog.text
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +130,11 @@ def test_another_strength_loses_the_check(checked, tmp_path):
     assert loaded.config.checks
     loaded.reweight(1.0)
     assert loaded.config.checks == []
+    assert str(loaded.config.mu) == "1", "a whole number is written as one"
+    loaded.save_pretrained(tmp_path / "head")
+    card = (tmp_path / "head" / "README.md").read_text(encoding="utf-8")
+    assert "model-index" not in card, "what was measured was measured at another strength"
+    assert "not seen by the fit" not in card
 
 
 def test_the_check_needs_no_second_fit(checked):
