@@ -25,7 +25,7 @@ from ..heads.card import refresh_card
 from ..heads.model import SOAPModelWrapper
 from ..heads.opening import EVALUATIONS_FOLDER
 from ..heads.printing import show
-from ..processes import find_device
+from ..processes import find_device, from_main_alone, join_processes
 from ..runtime.errors import DataError
 from .options import DatasetName, Head, hide_progress_bars, options_of, values_of
 
@@ -49,13 +49,19 @@ class Evaluation(options_of(EvaluationArguments)):  # type: ignore[misc]
     dataset: DatasetName
 
     def run(self) -> None:
-        """Measures, prints the table, and writes the files if there is a folder for them."""
+        """Measures, in any number of processes; the main one prints the table and writes the files."""
         self.arguments = EvaluationArguments(**values_of(self, EvaluationArguments))
-        if not self.progress:
+        is_main = join_processes(self.device).is_main_process
+        if not self.progress or not is_main:
             hide_progress_bars()
         if self.output is not None:
-            check_output_folder(self.output, self.overwrite)
+            from_main_alone(check_output_folder, self.output, self.overwrite)
         found = self.measure()
+        if is_main:
+            self._tell(found)
+
+    def _tell(self, found: Results) -> None:
+        """Writes the files, then prints the table."""
         if self.output is not None:
             summary = {"evaluation": found.name, "dataset": public_name(self.dataset), **found.summary}
             write_results(self.output, found.name, found.rows, summary)
@@ -89,7 +95,7 @@ class Evaluation(options_of(EvaluationArguments)):  # type: ignore[misc]
         if chosen.mu is not None:
             model.reweight(chosen.mu, model.config.tau, model.config.threshold)
         rank, layer, image_size = chosen.rank, chosen.layer, chosen.image_size
-        return Comparison.of(model, chosen.method, rank=rank, layer=layer, image_size=image_size)
+        return Comparison.of(model, chosen.method, rank=rank, layer=layer, image_size=image_size, share=True)
 
     @property
     def noted(self) -> dict[str, Any]:

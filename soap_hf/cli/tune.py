@@ -17,6 +17,7 @@ from ..heads.model import SOAPModelWrapper
 from ..heads.printing import show
 from ..heads.running import head_preprocessor
 from ..heads.saving import refuse_other_model
+from ..processes import from_main_alone, join_processes, on_main
 from ..runtime.errors import MissingExtraError, OutputError
 from .evaluate import Split, load_head
 from .fit import figures_of
@@ -46,8 +47,9 @@ class Tune(TuneOptions, RuleOptions):
         """Measures, prints and draws the curves, and writes the head if there is a place for it."""
         chosen = EvaluationArguments(**values_of(self, EvaluationArguments))
         rule = ViewRule(**values_of(self, ViewRule))
-        target = self._target()
-        if not self.progress:
+        is_main = join_processes(self.device).is_main_process
+        target = from_main_alone(self._target)
+        if not self.progress or not is_main:
             hide_progress_bars()
         images = open_dataset(self.dataset, split=self.split, config_name=self.config_name, token=self.token)
         choices: dict[str, StrengthChoice] = {}
@@ -57,18 +59,21 @@ class Tune(TuneOptions, RuleOptions):
             here = chosen.hub_kwargs if name == self.head else {"token": chosen.token}
             model = load_head(name, chosen.device, **here)
             examples = Examples(images, num_images=self.num_images, **chosen.reading)
-            choice = choices[name] = choose_mu(model, examples, rule=rule, **options)
+            choice = choices[name] = choose_mu(model, examples, rule=rule, share=True, **options)
             if name == self.head:
                 tuned, seen = model, examples
-            show(choice.table())
-            show(choice.reason)
+            on_main(show, choice.table())
+            on_main(show, choice.reason)
+        if target is not None:
+            tuned.reweight(choices[self.head].mu, tuned.config.tau, tuned.config.threshold)
+            tuned.config.checks = self._checks(tuned, choices[self.head], seen, chosen)
+        if not is_main:
+            return
         picture = _drawn(choices)
         if self.figure is not None and picture is not None:
             self.figure.write_bytes(picture)
             show(f"Figure written to {self.figure}")
         if target is not None:
-            tuned.reweight(choices[self.head].mu, tuned.config.tau, tuned.config.threshold)
-            tuned.config.checks = self._checks(tuned, choices[self.head], seen, chosen)
             _write(tuned, target, picture)
         elif choices[self.head].mu != tuned.config.mu:
             show("Nothing was changed; pass --apply or --output to give the head that strength.")
@@ -80,7 +85,8 @@ class Tune(TuneOptions, RuleOptions):
         if len(model.config.layers) == 1:
             return check_of_choice(choice, chosen.seed)
         options: dict[str, Any] = {name: getattr(chosen, name) for name in ("batch_size", "seed", "progress")}
-        return check_head(model, images, head_preprocessor(model, chosen.image_size), unseen=False, **options)
+        preprocess = head_preprocessor(model, chosen.image_size)
+        return check_head(model, images, preprocess, unseen=False, share=True, **options)
 
     def _target(self) -> Path | None:
         """The folder to write to, checked before the work."""

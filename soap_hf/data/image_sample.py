@@ -11,13 +11,12 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
-from tqdm.auto import tqdm
 
 from ..compat import split_stream
 from ..runtime.errors import DataError
 from .data_sets import undecoded
 from .image_files import BadImage
-from .loading import Batch, Example, ExampleReader, Item, Rows, Tally, collate, load, read_item
+from .loading import Batch, Example, ExampleReader, Item, Rows, collate, load, read_item
 
 SHUFFLE_BUFFER = 1000
 """Images held to shuffle a stream."""
@@ -39,7 +38,6 @@ class ImageSample:
         rows (sequence of `int`, *optional*): rows of the data set in the order of reading; `None` for a stream.
         available (`int`, *optional*): how many images there are; `None` if nobody knows.
         skipped (`IterableDataset`, *optional*): of a stream, what was left out, undecoded.
-        bad_images (`list[BadImage]`): those that `read` could not read.
 
     A `DataError` refuses other columns than of images, a stream without end, and fewer than 2 for a random sample.
     """
@@ -78,7 +76,6 @@ class ImageSample:
             if self.available < 2 and seed is not None:
                 raise DataError(f"At least 2 images are needed, but the data set has {self.available}.")
         self._seed, self._skip = seed or 0, skip
-        self.bad_images: list[BadImage] = []
         # a stream that is read to its end may be split by its files; a sample of it must be the same for any number
         # of processes, so that each reads all files and keeps its share
         self.in_parts = self.streamed and num_images is None and not skip
@@ -127,31 +124,6 @@ class ImageSample:
             if batch.refusal is not None:
                 raise batch.refusal
             yield batch
-
-    def read(
-        self,
-        prepare: Callable[[Example], Any],
-        batch_size: int = 1,
-        num_workers: int | None = None,
-        *,
-        max_bad_fraction: float,
-        phase: str = "images",
-        progress: bool = False,
-    ) -> Iterator[Batch]:
-        """All images in this process: batches that hold a readable one; the others are skipped, counted and named.
-
-        A share of `max_bad_fraction` may be unreadable, and one always; a `DataError` names more. `phase` names the
-        bar that `progress` shows; the other arguments are those of `batches`.
-        """
-        tally = Tally(max_bad_fraction, SHUFFLE_BUFFER if self.available is None else self.available)
-        self.bad_images = tally.bad_images
-        with tqdm(total=self.available, desc=phase, unit=" images", disable=not progress) as bar:
-            for batch in self.batches(prepare, batch_size, num_workers):
-                tally.add(batch)
-                if batch.positions:
-                    yield batch
-                bar.update(batch.num_images)
-        tally.tell()
 
 
 def default_workers(num_images: int | None) -> int:

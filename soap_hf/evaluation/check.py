@@ -25,6 +25,7 @@ def check_head(
     seed: int = 0,
     progress: bool = False,
     unseen: bool = True,
+    share: bool = False,
 ) -> list[dict[str, Any]]:
     """What matching says of each layer of a head, for its config, from one forward pass over the views.
 
@@ -34,6 +35,7 @@ def check_head(
         preprocess ([`ImagePreprocessor`]): of the fit.
         batch_size, seed, progress: as in `evaluate_matching`.
         unseen (`bool`, defaults to `True`): whether neither the fit nor the choice of the strength has used them.
+        share (`bool`, defaults to `False`): as in [`Comparison`].
 
     Returns:
         One dict for each layer of the head: `images`, `raw` and `clean` (shares of patches matched within one patch),
@@ -44,7 +46,8 @@ def check_head(
         DataError, LayoutError: as `match_views`.
         SOAPError: fewer than 2 photographs.
     """
-    comparisons = [Comparison.of(model, layer=layer, preprocess=preprocess) for layer in model.config.layers]
+    shown: dict[str, Any] = {"preprocess": preprocess, "share": share}
+    comparisons = [Comparison.of(model, layer=layer, **shown) for layer in model.config.layers]
     options: dict[str, Any] = {"rule": ViewRule(), "batch_size": batch_size, "seed": seed, "progress": progress}
     checks = []
     for rows in match_views(comparisons, images, **options).rows:

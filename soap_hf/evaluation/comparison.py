@@ -1,13 +1,12 @@
 """One comparison: a head, the methods that clean its raw tokens, and the pixels they are made from."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..data.loading import Batch
 from ..data.preprocessing import ImagePreprocessor
 from ..heads.model import SOAPModelWrapper
 from ..heads.running import RawTokens, head_preprocessor, read_raw_tokens
@@ -18,6 +17,7 @@ from ..runtime.projection import SOAPProjection
 from .examples import Examples
 from .methods import head_layer, method_projections
 from .results import Results, summary
+from .sharing import Part
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,15 @@ class Comparison:
         layer (`int`): the layer that is compared.
         preprocess ([`ImagePreprocessor`]): makes the pixels.
         methods (`dict[str, SOAPProjection]`): as `method_projections` gives them; all clean the same raw tokens.
+        share (`bool`): whether the processes of `accelerate launch` or `torchrun` share the images of an evaluation,
+            which each of them must then call; all get the same results.
     """
 
     model: SOAPModelWrapper
     layer: int
     preprocess: ImagePreprocessor
     methods: dict[str, SOAPProjection]
+    share: bool = False
 
     @classmethod
     def of(
@@ -46,11 +49,12 @@ class Comparison:
         layer: int | None = None,
         image_size: int | tuple[int, int] | None = None,
         preprocess: ImagePreprocessor | None = None,
+        share: bool = False,
     ) -> "Comparison":
         """The comparison of `methods` on one layer; arguments as in `method_projections` and `head_preprocessor`."""
         layer, preprocess = head_layer(model, layer), preprocess or head_preprocessor(model, image_size)
         projections = method_projections(model, methods, preprocess=preprocess, rank=rank, layer=layer)
-        return cls(model, layer, preprocess, projections)
+        return cls(model, layer, preprocess, projections, share)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -82,12 +86,17 @@ class Comparison:
             check_finite(cls, "The CLS tokens of these images")
         return RawTokens(patches.float(), None if cls is None else cls.float())
 
-    def read(
-        self, examples: Examples, batch_size: int, *, phase: str, progress: bool
-    ) -> Iterator[tuple[Batch, RawTokens]]:
-        """Each batch of images, as the head's image processor crops and resizes them, and its raw tokens."""
-        for batch in examples.batches(self.preprocess.of_example, batch_size, phase=phase, progress=progress):
-            yield batch, self.raw_tokens(batch.values)
+    def measured(
+        self, examples: Examples, measure: Callable[[RawTokens], Any], batch_size: int, **options: Any
+    ) -> list[Part]:
+        """What `measure` makes of the raw tokens of the images, as the head's image processor crops and resizes them.
+
+        `options` are `phase` and `progress`; see [`Examples.measured`].
+        """
+        prepare = self.preprocess.of_example
+        return examples.measured(
+            prepare, lambda pixels: measure(self.raw_tokens(pixels)), batch_size, share=self.share, **options
+        )
 
     def results(
         self,

@@ -1,7 +1,7 @@
 """The images of an evaluation: a random sample in the order of the data set, with masks or labels."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from ..data.data_sets import open_dataset
 from ..data.folders import FolderFiles, images_by_split
 from ..data.image_files import BadImage, read_image
 from ..data.image_sample import ImageSample
-from ..data.loading import Batch, Example
+from ..data.loading import Example
 from ..data.preprocessing import to_rgb
 from ..runtime.errors import DataError
+from .sharing import Part, measure_images
 
 
 class Examples:
@@ -35,6 +36,7 @@ class Examples:
     Attributes:
         labels (`list[str]`): label of each image by its position, its name if it has one; empty without
             `label_column`.
+        bad_images (`list[BadImage]`): those that could not be read when they were measured last.
 
     Raises:
         DataError: a stream, no such column, not images, missing labels, or fewer than 2 images.
@@ -57,6 +59,7 @@ class Examples:
         masks: dict[str, Any] = {"mask_column": mask_column, "resize_masks": resize_masks}
         self._sample = ImageSample(dataset, image_column, num_images, seed, in_order=True, **masks)
         self.has_masks, self.max_bad_fraction = mask_column is not None, max_bad_fraction
+        self.bad_images: list[BadImage] = []
         self.labels = (
             [] if label_column is None else _labels(dataset.with_format(None).select(self.numbers), label_column)
         )
@@ -69,21 +72,21 @@ class Examples:
         """Rows of the data set, increasing."""
         return list(self._sample.rows or ())
 
-    @property
-    def bad_images(self) -> list[BadImage]:
-        """Those that could not be read."""
-        return self._sample.bad_images
+    def measured(
+        self, prepare: Callable[[Example], Any], measure: Callable[[Any], Any], batch_size: int = 1, **options: Any
+    ) -> list[Part]:
+        """What `measure` makes of each batch of what `prepare` makes of the readable images, in their order.
 
-    def batches(
-        self, prepare: Callable[[Example], Any], batch_size: int = 1, *, phase: str = "images", progress: bool = False
-    ) -> Iterator[Batch]:
-        """What `prepare` makes of each readable image, some at a time; see [`ImageSample.read`].
+        `options` are those of [`~soap_hf.evaluation.sharing.measure_images`]: `share`, `phase` and `progress`.
 
         Raises:
             DataError: too many unreadable images; names them.
         """
-        options: dict[str, Any] = {"max_bad_fraction": self.max_bad_fraction, "phase": phase, "progress": progress}
-        yield from self._sample.read(prepare, batch_size, **options)
+        limit = self.max_bad_fraction
+        parts, self.bad_images = measure_images(
+            self._sample, prepare, measure, batch_size, max_bad_fraction=limit, **options
+        )
+        return parts
 
 
 def _labels(dataset: Dataset, column: str) -> list[str]:

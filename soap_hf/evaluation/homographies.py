@@ -1,12 +1,12 @@
 """Matching between images whose geometry is known from a homography: HPatches, and folders of its form."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ..data.folders import PICTURES
 from ..runtime.errors import DataError
@@ -14,6 +14,7 @@ from .comparison import Comparison
 from .examples import open_image
 from .matching import RADII, matching_row, right, tokens_of
 from .results import Results, grouped
+from .sharing import measure_items
 from .views import ViewRule, resized_view, true_places
 
 KINDS = {"v": "viewpoint", "i": "illumination"}
@@ -55,26 +56,31 @@ def evaluate_homographies(
     """
     scenes = read_scenes(folder)
     grid = comparison.grid
-    rows: list[dict[str, Any]] = []
-    skipped = 0
-    for scene in tqdm(scenes, desc="scenes", disable=not progress):
-        images = [open_image(path, "mend it or remove its scene") for path in scene.paths]
-        views = torch.stack([resized_view(image, comparison.preprocess.size) for image in images])
-        patches = tokens_of(comparison, views)[comparison.layer]
-        cleaned = {name: clean(patches) for name, clean in comparison.methods.items()}
-        for number, homography in enumerate(scene.homographies, start=1):
-            between = _in_shares(homography, images[0].size, images[number].size)
-            if not true_places(between, grid)[1].any():
-                skipped += 1
-                continue
+    measure = partial(_scene_rows, comparison=comparison, grid=grid)
+    of_scenes = measure_items(scenes, measure, share=comparison.share, phase="scenes", progress=progress)
+    rows = [row for of_scene in of_scenes for row in of_scene]
+    metrics = [right(radius) for radius in RADII]
+    skipped = sum(len(scene.homographies) for scene in scenes) - len(rows)
+    counts = {"images": len(rows), "scenes": len(scenes), "skipped_images": skipped}
+    results = comparison.results("matching", rows, metrics, counts=counts, command=command)
+    return grouped(results, "kind", metrics, ["stuck"])
+
+
+def _scene_rows(scene: Scene, comparison: Comparison, grid: tuple[int, int]) -> list[dict[str, Any]]:
+    """One row per pair of images that show something in common."""
+    images = [open_image(path, "mend it or remove its scene") for path in scene.paths]
+    views = torch.stack([resized_view(image, comparison.preprocess.size) for image in images])
+    patches = tokens_of(comparison, views)[comparison.layer]
+    cleaned = {name: clean(patches) for name, clean in comparison.methods.items()}
+    rows = []
+    for number, homography in enumerate(scene.homographies, start=1):
+        between = _in_shares(homography, images[0].size, images[number].size)
+        if true_places(between, grid)[1].any():
             pair = {name: (tokens[0], tokens[number]) for name, tokens in cleaned.items()}
             found = matching_row(pair, between, grid, ViewRule().least_move)
             known = {name: None if value != value else value for name, value in found.items()}  # NaN: nothing moved
             rows.append({"image": f"{scene.name}/{scene.paths[number].name}", "kind": scene.kind, **known})
-    metrics = [right(radius) for radius in RADII]
-    counts = {"images": len(rows), "scenes": len(scenes), "skipped_images": skipped}
-    results = comparison.results("matching", rows, metrics, counts=counts, command=command)
-    return grouped(results, "kind", metrics, ["stuck"])
+    return rows
 
 
 def read_scenes(folder: Path) -> list[Scene]:

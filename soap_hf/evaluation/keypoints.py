@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
-from tqdm.auto import tqdm
 
 from ..runtime.errors import DataError, first_sentence
 from .comparison import Comparison
 from .examples import open_image
 from .matching import nearest, tokens_of
 from .results import Results, column, grouped
+from .sharing import measure_items
 from .views import patch_centres, resized_view
 
 ALPHAS = (0.1, 0.05)
@@ -85,8 +85,8 @@ def evaluate_keypoints(
         return tokens_of(comparison, views)[comparison.layer][0].cpu(), image.size
 
     methods = {name: projection.to("cpu") for name, projection in comparison.methods.items()}
-    rows: list[dict[str, Any]] = []
-    for pair in tqdm(pairs, desc="pairs", disable=not progress):
+
+    def measure(pair: KeypointPair) -> dict[str, Any]:
         source, source_size = opened(pair.source)
         target, target_size = opened(pair.target)
         points = at_points(source, grid, pair.source_points, source_size)
@@ -97,7 +97,9 @@ def evaluate_keypoints(
             misses = torch.linalg.vector_norm(answers - pair.target_points, dim=1)
             for alpha in ALPHAS:
                 row[f"{name}_pck_{alpha:g}"] = float((misses <= alpha * pair.longer_side).double().mean())
-        rows.append(row)
+        return row
+
+    rows = measure_items(pairs, measure, share=comparison.share, phase="pairs", progress=progress)
     for name in methods:
         for alpha in ALPHAS:
             _add_pseudo_values(rows, f"{name}_pck_{alpha:g}", f"{name}_point_pck_{alpha:g}")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ..heads.running import RawTokens
 from ..runtime.errors import DataError, SOAPError
 from .comparison import Comparison
 from .examples import Examples, short_names
@@ -153,18 +154,18 @@ def _features(
     comparison: Comparison, examples: Examples, batch_size: int, phase: str, progress: bool
 ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
     """The images, one row per image, and their features of length 1, `(N, ·)`, by `<method>_<feature>`."""
-    names: list[str] = []
-    labels: list[str] = []
-    means, cls = [], []
-    for batch, raw in comparison.read(examples, batch_size, phase=phase, progress=progress):
-        names += batch.names
-        labels += [examples.labels[position] for position in batch.positions]
-        means.append(raw.patches.flatten(1, -2).mean(dim=1))
-        if raw.cls is not None:
-            cls.append(raw.cls)
-    rows = [{"image": name, "label": label} for name, label in zip(short_names(names), labels, strict=True)]
-    mean = torch.cat(means)
-    features = {"raw_cls": normalize(torch.cat(cls), dim=-1)} if cls else {}
+
+    def measure(raw: RawTokens) -> tuple[Tensor, Tensor | None]:
+        return raw.patches.flatten(1, -2).mean(dim=1).cpu(), None if raw.cls is None else raw.cls.cpu().clone()
+
+    parts = comparison.measured(examples, measure, batch_size, phase=phase, progress=progress)
+    names = short_names([name for part in parts for name in part.names])
+    labels = [examples.labels[position] for part in parts for position in part.positions]
+    rows = [{"image": name, "label": label} for name, label in zip(names, labels, strict=True)]
+    device = comparison.model.device
+    mean = torch.cat([part.value[0] for part in parts]).to(device)
+    cls = [part.value[1] for part in parts if part.value[1] is not None]
+    features = {"raw_cls": normalize(torch.cat(cls).to(device), dim=-1)} if cls else {}
     for name, projection in comparison.methods.items():
         clean = normalize(projection(mean), dim=-1)  # the mean of clean tokens: a projection is linear
         features[f"{name}_mean"] = clean

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from ..data.data_sets import open_dataset
 from ..data.loading import Example
 from ..heads.running import read_raw_tokens
 from ..layout.probing import evaluation_mode
+from ..processes import on_main
 from ..runtime.errors import DataError
 from .comparison import Comparison
 from .examples import Examples, short_names
@@ -128,23 +129,32 @@ def match_views(
     grids = [comparison.grid for comparison in comparisons]
     size, finest = comparisons[0].preprocess.size, max(grids, key=math.prod)
     prepare = partial(_views_of, rule=rule, size=size, grid=finest, seed=seed)
-    rows: list[list[Row]] = [[] for _ in comparisons]
-    names, skipped = [], []
-    for batch in images.batches(prepare, max(1, batch_size // 2), phase="views", progress=progress):
-        drawn = list(zip(batch.names, batch.values, strict=True))
-        skipped += [f"{name}: {pair}" for name, pair in drawn if isinstance(pair, str)]
-        usable = [(name, pair) for name, pair in drawn if isinstance(pair, ViewPair)]
-        if usable:
-            names += [name for name, _ in usable]
-            tokens = tokens_of(comparisons[0], torch.cat([pair.views for _, pair in usable]))  # first, second, first …
-            for comparison, grid, own_rows in zip(comparisons, grids, rows, strict=True):
-                cleaned = {name: clean(tokens[comparison.layer]) for name, clean in comparison.methods.items()}
-                for number, (_, pair) in enumerate(usable):
-                    both = {name: (own[2 * number], own[2 * number + 1]) for name, own in cleaned.items()}
-                    own_rows.append(matching_row(both, pair.homography, grid, rule.least_move, radii))
+
+    def measure(drawn: list[ViewPair | str]) -> list[list[Row] | str]:
+        """Of each photograph a row for each comparison, or why there is none."""
+        pairs = [pair for pair in drawn if isinstance(pair, ViewPair)]
+        if not pairs:
+            return cast(Any, drawn)
+        tokens = tokens_of(comparisons[0], torch.cat([pair.views for pair in pairs]))  # first, second, first …
+        found: list[list[Row]] = [[] for _ in pairs]
+        for comparison, grid in zip(comparisons, grids, strict=True):
+            cleaned = {name: clean(tokens[comparison.layer]) for name, clean in comparison.methods.items()}
+            for number, pair in enumerate(pairs):
+                both = {name: (own[2 * number], own[2 * number + 1]) for name, own in cleaned.items()}
+                found[number].append(matching_row(both, pair.homography, grid, rule.least_move, radii))
+        rows = iter(found)
+        return [pair if isinstance(pair, str) else next(rows) for pair in drawn]
+
+    options: dict[str, Any] = {"share": comparisons[0].share, "phase": "views", "progress": progress}
+    parts = images.measured(prepare, measure, max(1, batch_size // 2), **options)
+    of_each = [one for part in parts for one in zip(part.names, part.value, strict=True)]
+    skipped = [f"{name}: {reason}" for name, reason in of_each if isinstance(reason, str)]
+    names = [name for name, found in of_each if not isinstance(found, str)]
+    rows = list(zip(*(found for _, found in of_each if not isinstance(found, str)), strict=True))
     if skipped:
         some = "; ".join(skipped[:3]) + ("; …" if len(skipped) > 3 else "")
-        logger.warning(f"{len(skipped)} of {len(names) + len(skipped)} photographs give no two views: {some}.")
+        of_all = f"{len(skipped)} of {len(names) + len(skipped)} photographs"
+        on_main(logger.warning, f"{of_all} give no two views: {some}.")
     if not names:
         raise DataError("No photograph gives two views to match; give larger ones, or choose a smaller image_size.")
     shown = short_names(names)
@@ -205,7 +215,7 @@ def warn_if_few(images: int, gains: Mapping[str, Interval]) -> None:
     if images < FEW_IMAGES:
         told = [f"{name} {gain.mean:+.2f}, 95 % {gain.low:+.2f} to {gain.high:+.2f}" for name, gain in gains.items()]
         what = f"Only {images} photographs give two views, which says little ({'; '.join(told)})"
-        logger.warning(f"{what}; use {FEW_IMAGES} or more.")
+        on_main(logger.warning, f"{what}; use {FEW_IMAGES} or more.")
 
 
 def _views_of(

@@ -1,5 +1,7 @@
 """How much of the patch tokens a position explains."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -56,12 +58,10 @@ def evaluate_position(
         ['image', 'raw_share', 'raw_row_r2', 'raw_column_r2']
     """
     _refuse_bad_ridge(ridge)
-    names, parts = [], []
-    for batch, of_batch in comparison.read(images, batch_size, phase="images", progress=progress):
-        names += batch.names
-        parts.append(of_batch.patches.cpu())
-    raw = torch.cat(parts)
-    rows = [{"image": name} for name in short_names(names)]
+    options: dict[str, Any] = {"phase": "images", "progress": progress}
+    parts = comparison.measured(images, lambda tokens: tokens.patches.cpu().clone(), batch_size, **options)
+    raw = torch.cat([part.value for part in parts])
+    rows: list[dict[str, Any]] = [{"image": name} for name in short_names([n for part in parts for n in part.names])]
     for name, projection in comparison.methods.items():
         tokens = projection(raw)
         shares, r2 = position_shares(tokens, raw), position_probe(tokens, raw, ridge=ridge)

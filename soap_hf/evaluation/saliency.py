@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..data.loading import Example
+from ..processes import on_main
 from ..runtime.errors import DataError
 from .bilateral_solver import BilateralGrid, largest_region
 from .comparison import Comparison
@@ -91,23 +92,22 @@ def evaluate_saliency(
     """
     offset = layer_statistics(comparison.model, comparison.layer).mean if centred else None
     prepare = partial(_pair, stride=patch_stride(comparison), image_size=image_size)
-    if not any(shows for batch in examples.batches(_shows_object) for shows in batch.values):
+    shown = examples.measured(_shows_object, list, share=comparison.share)
+    if not any(shows for part in shown for shows in part.value):
         raise DataError("Every mask is empty or full, so that there is no object to find; check the masks.")
-    names: list[str] = []
-    measured: list[dict[str, float | np.ndarray] | None] = []
-    noted: list[list[str]] = []
-    readings: Counter[str] = Counter()
-    for batch in examples.batches(prepare, progress=progress):
-        for name, pair in zip(batch.names, batch.values, strict=True):
-            names.append(name)
-            if pair.truth.any():
-                noted.append(["shrunk_images"] * pair.shrunk)
-                measured.append(_measure(comparison, pair, bilateral, offset, noted[-1]))
-                readings[pair.mask.reading] += 1
-            else:
-                noted.append(["empty_masks"])
-                measured.append(None)
-    names = short_names(names)
+
+    def measure(pairs: list[Pair]) -> tuple[dict[str, float | np.ndarray] | None, list[str], str]:
+        """What was measured of the image, unless its mask is empty; what may surprise of it; how its mask was read."""
+        (pair,) = pairs
+        if not pair.truth.any():
+            return None, ["empty_masks"], pair.mask.reading
+        notes = ["shrunk_images"] * pair.shrunk
+        return _measure(comparison, pair, bilateral, offset, notes), notes, pair.mask.reading
+
+    parts = examples.measured(prepare, measure, share=comparison.share, progress=progress)
+    measured, noted, read_from = zip(*(part.value for part in parts), strict=True)
+    readings = Counter(one for own, one in zip(measured, read_from, strict=True) if own is not None)
+    names = short_names([name for part in parts for name in part.names])
     counts = {"images": len(names) - noted.count(["empty_masks"]), "bad_images": len(examples.bad_images)}
     for kind in ("empty_masks", "shrunk_images", *(f"undivided_{method}" for method in comparison.methods)):
         which = [name for name, own in zip(names, noted, strict=True) if kind in own]
@@ -115,10 +115,10 @@ def evaluate_saliency(
         if which:
             undivided = f"leave nothing to divide ({kind}), so that the mask found is empty (centred may help)"
             some = ", ".join(which[:5]) + (" …" if len(which) > 5 else "")
-            logger.warning(f"{len(which)} images {REASONS.get(kind, undivided)}: {some}.")
+            on_main(logger.warning, f"{len(which)} images {REASONS.get(kind, undivided)}: {some}.")
     if readings.keys() - USUAL:
         told = ", ".join(f"{reading} ({count})" for reading, count in readings.most_common())
-        logger.warning(f"The object in the masks was read from {told}.")
+        on_main(logger.warning, f"The object in the masks was read from {told}.")
     whole = [own for own in measured if own is not None]
     rows: list[dict[str, Any]] = [
         {"image": name} for name, own in zip(names, measured, strict=True) if own is not None

@@ -1,6 +1,6 @@
 """Semantic segmentation by k-NN of patches: each patch of a test image takes the class of labelled patches like it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -17,6 +17,7 @@ from .examples import Examples, short_names
 from .knn import nearest, refuse_bad_neighbours, weighted_vote
 from .methods import RAW
 from .results import Results, interval, resamples
+from .sharing import Part
 from .views import resized_view
 
 IGNORE_LABEL = 255
@@ -68,23 +69,28 @@ def evaluate_segmentation(
         raise DataError("Segmentation needs images with masks, but these have no masks; name their mask_column.")
     options: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     classes, targets, banks = _labelled_patches(comparison, train, ignore_label, **options)
-    names: list[str] = []
-    overlaps: dict[tuple[str, int], list[Overlap]] = {(method, k): [] for method in banks for k in neighbours}
-    for image_names, raw, truth in _read(comparison, test, phase="test images", **options):
+
+    def segment(raw: Tensor, truth: Tensor) -> list[dict[tuple[str, int], Overlap]]:
+        """Of each image the overlap of truth and guess by method and `k`; of one without labels nothing."""
         places = patch_of_pixel((truth.shape[1], truth.shape[2]), (raw.shape[1], raw.shape[2]))
         counted = truth != ignore_label
+        overlaps: list[dict[tuple[str, int], Overlap]] = [{} for _ in truth]
         labelled = counted.flatten(1).any(dim=1).nonzero().flatten().tolist()
-        names += [image_names[number] for number in labelled]
         for method, projection in comparison.methods.items():
             queries = normalize(projection(raw).flatten(0, 2), dim=-1)
             cosines, found = (part.cpu() for part in nearest(queries, banks[method], max(neighbours)))
             for k in neighbours:
                 votes = weighted_vote(cosines[:, :k], targets[found[:, :k]], len(classes))
                 guesses = classes[votes.argmax(dim=1)].view(len(raw), -1)
-                overlaps[method, k] += [
-                    Overlap.of(truth[number][counted[number]], guesses[number][places][counted[number]])
-                    for number in labelled
-                ]
+                for number in labelled:
+                    own = counted[number]
+                    overlaps[number][method, k] = Overlap.of(truth[number][own], guesses[number][places][own])
+        return overlaps
+
+    parts = _measured(comparison, test, segment, phase="test images", **options)
+    of_each = [(name, found) for part in parts for name, found in zip(part.names, part.value, strict=True) if found]
+    names = [name for name, _ in of_each]
+    overlaps = {(method, k): [found[method, k] for _, found in of_each] for method in banks for k in neighbours}
     if len(names) < 2:
         raise DataError(f"An evaluation needs at least 2 test images with labelled pixels, but found {len(names)}.")
     rows: list[dict[str, Any]] = [{"image": name} for name in short_names(names)]
@@ -116,19 +122,21 @@ def _labelled_patches(
     comparison: Comparison, train: Examples, ignore_label: int, **options: Any
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The classes, the number of that of each patch of the training images, and their tokens for each method."""
-    tokens, labels = [], []
-    for _, raw, truth in _read(comparison, train, phase="training images", **options):
+
+    def label(raw: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         classes = torch.stack([patch_classes(one, (raw.shape[1], raw.shape[2])) for one in truth]).flatten()
         counted = classes != ignore_label
-        tokens.append(raw.flatten(0, 2)[counted.to(raw.device)])
-        labels.append(classes[counted])
+        return raw.flatten(0, 2)[counted.to(raw.device)].cpu(), classes[counted]
+
+    parts = _measured(comparison, train, label, phase="training images", **options)
+    tokens, labels = zip(*(part.value for part in parts), strict=True)
     classes, targets = torch.cat(labels).unique(return_inverse=True)
     if len(classes) < 2:
         raise DataError(
             f"The training patches are of {len(classes)} class, {ignore_label} left out, but k-NN needs 2: "
             "give masks whose values are numbers of classes, or another ignore label."
         )
-    raw = torch.cat(tokens)
+    raw = torch.cat(tokens).to(comparison.model.device)
     banks = {method: normalize(projection(raw), dim=-1) for method, projection in comparison.methods.items()}
     return classes, targets, banks
 
@@ -160,17 +168,26 @@ class Overlap(NamedTuple):
         return float((self.both / self.either).mean())
 
 
-def _read(
-    comparison: Comparison, examples: Examples, batch_size: int, phase: str, progress: bool
-) -> Iterator[tuple[list[str], Tensor, Tensor]]:
-    """Of each batch: names, raw patch tokens `(B, rows, columns, D)`, and the class of each pixel, `(B, H, W)`."""
-    prepare = partial(_resized, size=comparison.preprocess.size)
-    for batch in examples.batches(prepare, batch_size, phase=phase, progress=progress):
-        images, labels = zip(*batch.values, strict=True)
+def _measured(
+    comparison: Comparison,
+    examples: Examples,
+    measure: Callable[[Tensor, Tensor], Any],
+    batch_size: int,
+    phase: str,
+    progress: bool,
+) -> list[Part]:
+    """What `measure` makes of raw patch tokens `(B, rows, columns, D)` and of each pixel's class, `(B, H, W)`."""
+
+    def of_batch(values: list[tuple[Tensor, Tensor]]) -> Any:
+        images, labels = zip(*values, strict=True)
         raw = comparison.raw_tokens(comparison.preprocess.normalize(torch.stack(images).float() / 255)).patches
         if raw.ndim != 4:
             raise LayoutError(f"Segmentation needs patches in rows and columns, not on a grid of {raw.ndim - 2} axes.")
-        yield batch.names, raw, torch.stack(labels)
+        return measure(raw, torch.stack(labels))
+
+    prepare = partial(_resized, size=comparison.preprocess.size)
+    options: dict[str, Any] = {"share": comparison.share, "phase": phase, "progress": progress}
+    return examples.measured(prepare, of_batch, batch_size, **options)
 
 
 def _resized(example: Example, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -103,6 +103,7 @@ def choose_mu(
     preprocess: ImagePreprocessor | None = None,
     batch_size: int = 32,
     seed: int = 0,
+    share: bool = False,
     progress: bool = True,
 ) -> StrengthChoice:
     """The strength that matching between views supports: how much should be removed, on this model and these images?
@@ -118,7 +119,7 @@ def choose_mu(
             has one strength for all of them.
         strengths (sequence of `float`): numbers of components, as far as the statistics hold their vectors.
         rule, batch_size, seed, progress: as in `evaluate_matching`.
-        image_size, preprocess: as in `Comparison.of`.
+        image_size, preprocess, share: as in `Comparison.of`.
 
     Raises:
         HeadError: the head was saved without statistics.
@@ -139,7 +140,7 @@ def choose_mu(
     """
     layer = head_layer(model, layer)
     methods = _projections(model, layer, strengths)
-    comparison = Comparison(model, layer, preprocess or head_preprocessor(model, image_size), methods)
+    comparison = Comparison(model, layer, preprocess or head_preprocessor(model, image_size), methods, share)
     options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "progress": progress}
     (rows,), _ = match_views([comparison], as_examples(images), rule=rule or ViewRule(), **options)
     if len(rows) < 2:

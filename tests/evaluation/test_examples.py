@@ -32,7 +32,7 @@ def folders(tmp_path):
 
 def read(examples, batch_size=2, prepare=lambda example: example, **kwargs):
     """Everything that comes out, in one list."""
-    return [value for batch in examples.batches(prepare, batch_size, **kwargs) for value in batch.values]
+    return [value for part in examples.measured(prepare, list, batch_size, **kwargs) for value in part.value]
 
 
 def test_folders_pair_up_by_name(folders):

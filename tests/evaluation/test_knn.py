@@ -142,7 +142,7 @@ def test_labels_with_names_match_by_name(comparison):
 
 
 def test_what_cannot_be_classified_is_refused_before_any_image_is_read(comparison, monkeypatch):
-    monkeypatch.setattr(Examples, "batches", lambda *_, **__: pytest.fail("read an image"))
+    monkeypatch.setattr(Examples, "measured", lambda *_, **__: pytest.fail("read an image"))
     train, test = labelled(coloured(6)), labelled(coloured(2, seed=1))
     with pytest.raises(
         DataError, match=r"^Class 'green' has 6 training images, fewer than k = 20; leave it out or lower"

@@ -129,7 +129,7 @@ def pairs(*rows):
 
 def read(dataset, **kwargs):
     examples = Examples(dataset, mask_column="mask", **kwargs)
-    return [example for batch in examples.batches(lambda example: example) for example in batch.values]
+    return [example for part in examples.measured(lambda example: example, list) for example in part.value]
 
 
 @pytest.mark.parametrize("orientation", TURNS)
