@@ -28,6 +28,7 @@ from huggingface_hub import DatasetCard
 from PIL import Image
 from pyarrow import parquet
 
+from ..files import is_utf8
 from ..runtime.errors import DataError, first_sentence
 from .folders import FolderFiles, files_by_split, open_image_folder, say_what_is_passed_over, split_name
 
@@ -59,6 +60,8 @@ def open_dataset(
     if not isinstance(dataset, (str, Path)):
         raise DataError(f"A data set must be a hub id, a path or a datasets.Dataset, not {type(dataset).__name__}.")
     path = Path(dataset)
+    if not is_utf8(path):  # neither datasets nor a head's card could say its name
+        raise DataError(f"The name of data set {str(path)!a} is not UTF-8; rename it.")
     try:
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             return open_dataset(load_from_disk(str(dataset)), split=split)

@@ -16,6 +16,7 @@ from datasets.data_files import SPLIT_KEYWORDS, DataFilesDict, EmptyDatasetError
 from PIL import Image
 from transformers.utils import logging
 
+from ..files import is_utf8
 from ..runtime.errors import DataError
 from ..runtime.head_files import CONFIG_FILE, is_head_config, read_json
 
@@ -62,7 +63,7 @@ class FolderFiles(NamedTuple):
         readable = Image.registered_extensions()
         for path in sorted(_files(folder)):
             ending = path.suffix.lower()
-            if not _is_utf8(path):
+            if not is_utf8(path):
                 found.others.append(path)
             elif ending in PICTURES and ending in readable:
                 found.images.append(path)
@@ -170,19 +171,12 @@ def _where_they_part(folder: Path, images: Sequence[Path]) -> tuple[Path, list[s
 
 
 def _kind(path: Path) -> str:
-    if not _is_utf8(path):
+    if not is_utf8(path):
         return "whose name is not UTF-8 (rename them)"
     ending = path.suffix.lower()
     if ending in PICTURES:
         return f"{ending} (needs pillow-heif)" if ending in (".heic", ".heif") else f"{ending} outside the splits"
     return f"without an ending that is known ({ending})" if ending else "without an ending"
-
-
-def _is_utf8(path: Path) -> bool:
-    try:
-        return bool(str(path).encode())
-    except UnicodeEncodeError:
-        return False
 
 
 def _files(folder: Path) -> Iterator[Path]:

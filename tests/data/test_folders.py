@@ -189,6 +189,16 @@ def test_a_name_that_is_no_utf8_is_named(tmp_path, caplog):
     caplog.text.encode()
 
 
+def test_a_data_set_whose_name_is_no_utf8_is_refused(tmp_path):
+    rows(2).to_parquet(tmp_path / "file")
+    (tmp_path / "file").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.parquet"))
+    (tmp_path / os.fsdecode(b"f\xe9")).mkdir()
+    draw(tmp_path / os.fsdecode(b"f\xe9") / "1.png")
+    for path in (tmp_path / name for name in os.listdir(tmp_path)):
+        with pytest.raises(DataError, match=r"udce9.* is not UTF-8; rename it"):
+            open_dataset(path)
+
+
 def test_links_are_followed_and_none_leads_in_circles(tmp_path):
     draw(*(tmp_path / "far" / f"{seed}.png" for seed in range(3)), tmp_path / "set" / "test" / "1.png")
     (tmp_path / "set" / "train").symlink_to(tmp_path / "far", target_is_directory=True)
