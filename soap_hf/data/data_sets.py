@@ -223,8 +223,14 @@ def undecoded(
         return dataset
     dataset = dataset.select_columns(list(dict.fromkeys([*columns.values(), *others])))
     for column in columns.values():
-        dataset = dataset.cast_column(column, ImageFeature(decode=False))
+        dataset = dataset.cast_column(column, ImageFeature(mode=getattr(known[column], "mode", None), decode=False))
     return dataset
+
+
+def image_modes(dataset: Dataset | IterableDataset) -> dict[str, str]:
+    """The modes, such as `"L"`, in which a data set wants its columns of images to be decoded."""
+    kinds = (dataset.features or {}).items()
+    return {name: kind.mode for name, kind in kinds if isinstance(kind, ImageFeature) and kind.mode}
 
 
 def dataset_format(dataset: Dataset | IterableDataset) -> str | None:

@@ -113,7 +113,7 @@ def _without_splits(found: dict[str, Names], at: dict[tuple[str, ...], int]) -> 
             first = next(iter(rest.values()))[0]
         for name, parts in rest.items():
             short[name] = (name[: at.get(name, 0)] if are_classes else ()) + parts
-    pairs = zip(min(short.values())[:-1], max(short.values())[:-1], strict=False)
+    pairs = zip(*(pick(short.values(), default=())[:-1] for pick in (min, max)), strict=False)
     common = len([*takewhile(lambda pair: pair[0] == pair[1], pairs)])  # then it is so of those between, too
     return {name: PurePath(*parts[common:]) for name, parts in short.items()}
 
