@@ -47,6 +47,9 @@ SYSTEM = {
 """What systems and disks on a network leave behind, beside names that begin with a dot or two underscores."""
 
 
+_MASK = re.compile(r"[-_ .]masks?([-_ ]?\d+)?$", re.IGNORECASE)
+
+
 class FolderFiles(NamedTuple):
     """What a folder and all below it hold, sorted: images, parquet and tar files, metadata of images, and the rest.
 
@@ -93,6 +96,7 @@ def open_image_folder(folder: Path, files: FolderFiles, split: str | None = None
     splits = images_by_split(folder, files.images, split)
     unused = {*files.images} - {image.path for placed in splits.values() for image in placed}
     say_what_is_passed_over(folder, sorted([*files.others, *files.parquet, *unused]))
+    _say_what_may_be_masks(folder, [image.path for placed in splits.values() for image in placed])
     classes = sorted({image.name.parts[0] for placed in splits.values() for image in placed})
     deep = all(len(image.name.parts) > 1 for placed in splits.values() for image in placed)
     made = DatasetDict()
@@ -127,6 +131,22 @@ def say_what_is_passed_over(folder: Path, paths: Sequence[Path]) -> None:
         told = "; ".join(f"{count} {kind}, e.g. {str(named[kind])!a}" for kind, count in kinds.most_common())
         count = "1 file is" if len(paths) == 1 else f"{len(paths)} files are"
         logger.warning(f"Of folder {folder}, {count} passed over: {told}.")
+
+
+def _say_what_may_be_masks(folder: Path, images: Sequence[Path]) -> None:
+    """Names images that lie beside one of the same name with another ending, or with `_mask` behind it."""
+    groups: dict[tuple[Path, str], list[str]] = {}
+    for image in images:
+        groups.setdefault((image.parent, _MASK.sub("", image.stem)), []).append(image.name)
+    twins = {where: names for where, names in groups.items() if len(names) > 1}
+    if twins:
+        (parent, _), names = next(iter(twins.items()))
+        told = " and ".join(repr(str(Path(parent, name).relative_to(folder))) for name in names[:2])
+        count = sum(map(len, twins.values()))
+        logger.warning(
+            f"Of folder {folder}, {count} of {len(images)} images share their names with others but for the ending or "
+            f"_mask, e.g. {told}, and all are read as images; if some are masks, move them into a folder of their own."
+        )
 
 
 def _kind(path: Path) -> str:

@@ -258,6 +258,17 @@ def test_what_is_passed_over_is_counted_and_named_once(tmp_path, caplog):
     assert "notes" not in said
 
 
+@pytest.mark.parametrize("mask", ["{}.png", "{}_mask.jpg", "{}_mask_1.png", "{}-Mask.jpg"])
+def test_masks_among_photographs_are_counted_and_named(mask, tmp_path, caplog):
+    draw(*(tmp_path / "a" / name for seed in range(3) for name in (f"{seed}.jpg", mask.format(seed))))
+    draw(tmp_path / "b" / "0.jpg", tmp_path / "b" / "maskerade.png", tmp_path / "b" / "unmask.png")
+    assert len(open_dataset(tmp_path)) == 9
+    (said,) = caplog.messages
+    assert "6 of 9 images share their names" in said
+    assert "'a/0.jpg'" in said
+    assert f"'a/{mask.format(0)}'" in said
+
+
 def test_a_heic_file_is_read_or_the_way_is_told(tmp_path, caplog):
     draw(*(tmp_path / f"{seed}.png" for seed in range(2)), tmp_path / "phone.HEIC")
     try:
