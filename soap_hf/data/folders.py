@@ -20,7 +20,7 @@ from ..files import is_utf8
 from ..runtime.errors import DataError
 from ..runtime.head_files import CONFIG_FILE, is_head_config, read_json
 from .folder_names import images_by_split, split_within
-from .named_files import named_files, plain_path
+from .named_files import image_file, named_files, plain_path
 
 logger = logging.get_logger(__name__)
 
@@ -101,9 +101,7 @@ def open_image_folder(folder: Path, files: FolderFiles, split: str | None = None
     deep = all(len(image.name.parts) > 1 for placed in splits.values() for image in placed)
     made = DatasetDict()
     for name, placed in splits.items():
-        paths = [str(image.path) for image in placed]
-        paths = [os.path.abspath(path) if ":" in path else path for path in paths]  # photos:2024/1.jpg is no address
-        made[name] = Dataset.from_dict({"image": paths}, split=name)
+        made[name] = Dataset.from_dict({"image": [image_file(image.path) for image in placed]}, split=name)
         made[name] = made[name].cast_column("image", ImageFeature())
         if deep and len(classes) > 1:
             labels = [classes.index(image.name.parts[0]) for image in placed]
@@ -200,7 +198,10 @@ def _with_metadata(folder: Path, files: FolderFiles, split: str | None) -> Datas
         groups.setdefault(next(filter(None, said), "train"), []).append(path)
     links = {plain_path(path.parent): str(path.parent) for path in files.metadata}
     named = {name: [Path(plain_path(path.parent), path.name) for path in some] for name, some in groups.items()}
-    opened = load_dataset("imagefolder", data_files=named_files(named))
+    try:
+        opened = load_dataset("imagefolder", data_files=named_files(named))
+    except IndexError as error:  # what datasets makes of no rows
+        raise DataError(f"The metadata in {folder} have no rows; mend them, or take them away.") from error
     columns = [name for name, kind in next(iter(opened.values())).features.items() if isinstance(kind, ImageFeature)]
     if not columns:  # each row names several
         return opened

@@ -3,8 +3,8 @@
 import glob
 import hashlib
 import os
-import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import datasets
@@ -27,21 +27,29 @@ def plain_path(path: Path) -> str:
         return absolute
     link = _in_cache(absolute).with_suffix(path.suffix if is_plain(path.suffix) else "")
     link.parent.mkdir(parents=True, exist_ok=True)
-    if not link.is_symlink():
+    with suppress(FileExistsError):  # of an earlier run, or of another process
         link.symlink_to(absolute, target_is_directory=path.is_dir())
     return str(link)
 
 
 def plain_folder(folder: Path) -> str:
     """The same for a folder that `datasets` resolves: one with links to what is in it."""
-    if is_plain(str(folder.resolve())):
+    real = folder.resolve()
+    if is_plain(str(real)):
         return str(folder)
-    links = _in_cache(str(folder.resolve()))
-    shutil.rmtree(links, ignore_errors=True)
-    links.mkdir(parents=True)
-    for path in folder.resolve().iterdir():
-        (links / path.name).symlink_to(path, target_is_directory=path.is_dir())
+    links, names = _in_cache(str(real)), os.listdir(real)
+    links.mkdir(parents=True, exist_ok=True)
+    for name in {*os.listdir(links)} - {*names}:
+        (links / name).unlink(missing_ok=True)
+    for name in names:
+        with suppress(FileExistsError):
+            (links / name).symlink_to(real / name, target_is_directory=(real / name).is_dir())
     return str(links)
+
+
+def image_file(path: str | os.PathLike) -> str:
+    """A path that `datasets.Image` opens as a file: it takes what precedes a colon in a relative one for a scheme."""
+    return os.path.abspath(path) if ":" in str(path) else str(path)
 
 
 def is_plain(path: str) -> bool:

@@ -15,6 +15,7 @@ from ..data.folders import FolderFiles
 from ..data.image_files import BadImage, read_image
 from ..data.image_sample import ImageSample
 from ..data.loading import Batch, Example
+from ..data.named_files import image_file
 from ..data.preprocessing import to_rgb
 from ..runtime.errors import DataError
 
@@ -155,7 +156,7 @@ def _files_by_key(folder: Any, what: str) -> dict[tuple[str, str], str]:
             key = split, name.with_suffix("").as_posix()
             if key in found:
                 raise DataError(f"{found[key]} and {file} have one name; remove one of them, so that {what} pair up.")
-            found[key] = str(file)
+            found[key] = image_file(file)
     if not found:
         raise DataError(f"Folder {folder} holds no {what}; give a folder that does.")
     return found

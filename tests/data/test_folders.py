@@ -332,6 +332,8 @@ def test_a_relative_name_is_read_as_it_is(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     draw(Path(name, "1.png"), Path(name, "2.png"))
     assert [row["image"].size for row in open_dataset(name)] == [(40, 32)] * 2
+    draw(Path("masks", "1.png"), Path("masks", "2.png"))
+    assert [row["mask"].size for row in open_pairs("masks", name)] == [(40, 32)] * 2
     rows(3).save_to_disk("disk")
     shutil.rmtree(name)
     Path("disk").rename(name)
@@ -414,6 +416,9 @@ def test_metadata_of_other_columns_are_refused_by_name(tmp_path):
 
 def test_metadata_that_name_no_file_are_refused(tmp_path):
     draw(tmp_path / "1.png")
+    (tmp_path / "metadata.csv").write_text("file_name,label\n")
+    with pytest.raises(DataError, match="have no rows"):
+        open_dataset(tmp_path)
     (tmp_path / "metadata.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="file_name"):
         open_dataset(tmp_path)
