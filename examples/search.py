@@ -55,7 +55,7 @@ def main() -> None:
         shards = chosen.features or Path(scratch, "features")
         there = (shards / "manifest.json").exists()  # of this head and these images, or it is refused
         options = {"with_raw": True, "normalize": True, "resume": there, "progress": False}
-        extract_features(chosen.head, chosen.images.resolve(), shards, **options)
+        extract_features(chosen.head, chosen.images, shards, **options)
         gallery = load_dataset("parquet", data_dir=str(shards / "shards"), split="train", cache_dir=scratch)
         add_indices(gallery, chosen.approximate)
         model, answers, agreements = AutoModel.from_pretrained(chosen.head), [], []

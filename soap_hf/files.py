@@ -64,7 +64,9 @@ def staging_folder(target: str | os.PathLike, owned: tuple[str, ...] = ()) -> It
 
 @contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Makes an `OutputError` of what goes wrong with a file or folder."""
+    """Makes an `OutputError` of what goes wrong with a file or folder; refuses at once a name that is not UTF-8."""
+    if not is_utf8(os.path.abspath(target)):  # cards, parquet and torch would fail on it when all work is done
+        raise OutputError(f"Cannot write {str(target)!a}, whose path is not UTF-8; choose another folder.")
     try:
         yield
     except OSError as error:
@@ -83,6 +85,14 @@ def check_output_folder(target: str | os.PathLike, overwrite: bool) -> None:
         pass
     if is_new:  # work that fails leaves no empty folder
         target.rmdir()
+
+
+def is_utf8(path: str | os.PathLike) -> bool:
+    """Whether a path is text, and not bytes of another encoding, which Python keeps as surrogates."""
+    try:
+        return bool(os.fspath(path).encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _replace_files(new: Path, target: Path, old: Path, owned: tuple[str, ...]) -> None:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from soap_hf import files
-from soap_hf.files import replacing, staging_folder, write_tensors
+from soap_hf.files import check_output_folder, replacing, staging_folder, write_tensors
 from soap_hf.runtime.errors import HeadError, OutputError
 from soap_hf.runtime.head_files import read_tensors
 
@@ -150,6 +150,15 @@ def test_paths_that_cannot_be_written_are_refused(tmp_path):
         with pytest.raises(OutputError, match="Cannot write"):
             write_tensors(path, TENSORS, {})
     assert tree(tmp_path) == {"file": b"no folder"}
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", b"caf\xe9/head"])
+def test_a_path_that_is_no_utf8_is_refused_before_anything_is_written(name, tmp_path):
+    target = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    for write in (lambda: check_output_folder(target, False), lambda: write_tensors(target, TENSORS, {})):
+        with pytest.raises(OutputError, match=r"Cannot write '.*caf\\udce9.*', whose path is not UTF-8; choose"):
+            write()
+    assert not os.listdir(tmp_path)
 
 
 def test_a_staged_folder_moves_file_by_file(tmp_path):

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from ..compat import argument_error
-from ..heads.printing import failure, show
+from ..heads.printing import failure, patient_streams, show
 from ..runtime.errors import SOAPError, first_sentence
 from ..version import __version__
 from .evaluate import Knn, Matching, Position, Saliency, Segmentation
@@ -63,8 +63,19 @@ def main() -> None:
     """Entry point: one sentence and a non-zero exit for an error, the traceback with `--debug`."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    with patient_streams():
+        status = _status_of(arguments or ["--help"], debug)
+    problem = failure()
+    if problem is not None and not isinstance(problem, BrokenPipeError):
+        show(f"Error: not everything could be printed ({first_sentence(problem)}).", to_stderr=True)
+        failure()
+    sys.exit(status or int(problem is not None))
+
+
+def _status_of(arguments: list[str], debug: bool) -> int | None:
+    """Runs a command line, and tells what went wrong; the exit status, if there is one."""
     try:
-        status = app(arguments or ["--help"], standalone_mode=False)
+        return app(arguments, standalone_mode=False)
     except Exception as error:
         if debug:
             raise
@@ -74,7 +85,4 @@ def main() -> None:
         elif not isinstance(error, SOAPError):
             message = f"{type(error).__name__}: {first_sentence(error)} (run again with --debug for the traceback)"
         show(f"Error: {message}", to_stderr=True)
-    problem = failure()
-    if problem is not None and not isinstance(problem, BrokenPipeError):
-        show(f"Error: not everything could be printed ({first_sentence(problem)}).", to_stderr=True)
-    sys.exit(status or int(problem is not None))
+        return status

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from ..runtime.errors import DataError
-from .data_sets import undecoded
+from .data_sets import image_modes, undecoded
 from .image_files import BadImage
 from .image_sample import default_workers, links_of, refuse_endless
 from .loading import Batch, Example, ExampleReader, Item, Rows, Tally, as_data_errors, collate, load, read_item
@@ -90,7 +90,7 @@ class ImageBlocks:
             logger.warning(f"Columns of images, sounds or videos are left out of the features: {', '.join(left_out)}.")
         self._images = undecoded(dataset, column, mask_column, list(self.columns))
         self.column, self.num_images = column, num_images
-        self._example_of = ExampleReader(column, mask_column)
+        self._example_of = ExampleReader(column, mask_column, modes=image_modes(self._images))
         self.num_rows, self.num_sources = None, 1
         if isinstance(self._images, IterableDataset):
             if by_files and num_images is None and _keeps_files_apart(self._images):

@@ -1,14 +1,10 @@
 """Opening data sets of images: from the Hub, folders, files and memory."""
 
-import glob
-import hashlib
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 from datasets import (
     Dataset,
     DatasetDict,
@@ -22,14 +18,17 @@ from datasets import (
     load_from_disk,
 )
 from datasets import Image as ImageFeature
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from datasets.utils.metadata import MetadataConfigs
 from huggingface_hub import DatasetCard
 from PIL import Image
 from pyarrow import parquet
 
+from ..files import is_utf8
 from ..runtime.errors import DataError, first_sentence
-from .folders import FolderFiles, files_by_split, open_image_folder, say_what_is_passed_over, split_name
+from .folder_names import split_name
+from .folders import FolderFiles, files_by_split, open_image_folder, say_what_is_passed_over
+from .named_files import named_files, plain_folder, plain_path
 
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 """What reads files of data sets in `datasets`."""
@@ -59,9 +58,11 @@ def open_dataset(
     if not isinstance(dataset, (str, Path)):
         raise DataError(f"A data set must be a hub id, a path or a datasets.Dataset, not {type(dataset).__name__}.")
     path = Path(dataset)
+    if not is_utf8(path):  # neither datasets nor a head's card could say its name
+        raise DataError(f"The name of data set {str(path)!a} is not UTF-8; rename it.")
     try:
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-            return open_dataset(load_from_disk(str(dataset)), split=split)
+            return open_dataset(load_from_disk(plain_path(path)), split=split)
         source = _local_source(path, split, config_name) if path.exists() else {"path": str(dataset)}
         if isinstance(source, DatasetDict):
             return _take_split(source, split)
@@ -76,6 +77,11 @@ def open_dataset(
         ) from error
     except DataError:
         raise
+    except DatasetGenerationError as error:
+        why = first_sentence(error.__cause__ or error)
+        raise DataError(
+            f"Data set {str(dataset)!r} cannot be read ({why}); mend its files, or give those that make one table."
+        ) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
             f"Data set {str(dataset)!r} cannot be opened ({first_sentence(error)}); check its name and the connection."
@@ -92,16 +98,16 @@ def public_name(dataset: Any, opened: Dataset | IterableDataset | None = None) -
 def _local_source(path: Path, split: str | None, config_name: str | None) -> dict[str, Any] | DatasetDict:
     """A folder of images as data sets; of anything else, the arguments of `load_dataset`."""
     if path.is_file():
-        if path.suffix not in BUILDERS:
+        if path.suffix.lower() not in BUILDERS:
             raise DataError(f"{path} is a file but neither parquet nor tar; give a folder of images or such a file.")
-        return {"path": BUILDERS[path.suffix], "data_files": glob.escape(path.as_posix())}
+        return {"path": BUILDERS[path.suffix.lower()], "data_files": named_files({"train": [path]})}
     if _has_card_with_configs(path):
-        return {"path": _plain_path(path)}
+        return {"path": plain_folder(path)}
     if config_name is not None:
         raise DataError(f"Folder {path} has no configs, as its README.md names none; leave out {config_name!r}.")
     files = FolderFiles.of(path)
     if files.parquet:
-        rows = sum(parquet.read_metadata(file).num_rows for file in files.parquet)
+        rows = _count_rows(files.parquet)
         if len(files.images) >= rows:
             raise DataError(
                 f"Folder {path} holds {len(files.images)} images and parquet files of {rows} rows; give the "
@@ -113,12 +119,11 @@ def _local_source(path: Path, split: str | None, config_name: str | None) -> dic
             "ones or of the others."
         )
     if data := files.parquet or files.tars:
-        ending = data[0].suffix
-        chosen = files_by_split(path, data, ending)
-        used = {Path(file) for paths in chosen.values() for file in paths}
+        chosen = files_by_split(path, data)
+        used = {file for paths in chosen.values() for file in paths}
         rest = {*files.images, *files.others, *files.parquet, *files.tars} - used
         say_what_is_passed_over(path, sorted(rest))
-        return {"path": BUILDERS[ending], "data_files": chosen}
+        return {"path": BUILDERS[data[0].suffix.lower()], "data_files": named_files(chosen)}
     if files.images:
         return open_image_folder(path, files, split)
     say_what_is_passed_over(path, files.others)
@@ -140,17 +145,20 @@ def _has_card_with_configs(folder: Path) -> bool:
     return card.is_file() and bool(MetadataConfigs.from_dataset_card_data(DatasetCard.load(card).data))
 
 
-def _plain_path(folder: Path) -> str:
-    """The folder by a name that datasets does not take for a pattern: if need be, a folder of links in its cache."""
-    if glob.escape(str(folder)) == str(folder):
-        return str(folder)
-    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
-    links = Path(datasets.config.HF_DATASETS_CACHE) / "soap-hf-links" / name
-    shutil.rmtree(links, ignore_errors=True)
-    links.mkdir(parents=True)
-    for path in folder.resolve().iterdir():
-        (links / path.name).symlink_to(path, target_is_directory=path.is_dir())
-    return str(links)
+def _count_rows(files: Sequence[Path]) -> int:
+    """The rows of parquet files; a `DataError` if they have different columns, which make no one table."""
+    rows, first = 0, None
+    for file in files:
+        about = parquet.read_metadata(file)
+        schema = about.schema.to_arrow_schema()
+        rows, first = rows + about.num_rows, schema if first is None else first
+        if sorted(schema.names) != sorted(first.names):
+            ours, theirs = (", ".join(single.names) for single in (first, schema))
+            raise DataError(
+                f"{files[0]} and {file} have different columns ({ours}; {theirs}) and make no one data set; give one "
+                "of them, or folders that hold one kind."
+            )
+    return rows
 
 
 def _take_split(splits: DatasetDict | IterableDatasetDict, split: str | None) -> Dataset | IterableDataset:
@@ -215,8 +223,14 @@ def undecoded(
         return dataset
     dataset = dataset.select_columns(list(dict.fromkeys([*columns.values(), *others])))
     for column in columns.values():
-        dataset = dataset.cast_column(column, ImageFeature(decode=False))
+        dataset = dataset.cast_column(column, ImageFeature(mode=getattr(known[column], "mode", None), decode=False))
     return dataset
+
+
+def image_modes(dataset: Dataset | IterableDataset) -> dict[str, str]:
+    """The modes, such as `"L"`, in which a data set wants its columns of images to be decoded."""
+    kinds = (dataset.features or {}).items()
+    return {name: kind.mode for name, kind in kinds if isinstance(kind, ImageFeature) and kind.mode}
 
 
 def dataset_format(dataset: Dataset | IterableDataset) -> str | None:

@@ -1,23 +1,26 @@
 """Folders of images: what is in them, what is not, and how their names make splits and classes."""
 
-import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, NamedSplit, concatenate_datasets, load_dataset
 from datasets import Image as ImageFeature
-from datasets.data_files import SPLIT_KEYWORDS, DataFilesDict, EmptyDatasetError, get_data_patterns
+from datasets.data_files import _get_data_files_patterns
+from fsspec.utils import glob_translate
 from PIL import Image
 from transformers.utils import logging
 
+from ..files import is_utf8
 from ..runtime.errors import DataError
 from ..runtime.head_files import CONFIG_FILE, is_head_config, read_json
+from .folder_names import images_by_split, split_within
+from .named_files import image_file, named_files, plain_path
 
 logger = logging.get_logger(__name__)
 
@@ -37,10 +40,14 @@ NOTES = {".csv", ".htm", ".html", ".json", ".jsonl", ".log", ".md", ".rst", ".ts
 METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
 """Files with columns of the images beside them, as `imagefolder` of datasets reads them."""
 
-SYSTEM = {"@eadir", "$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini"}
-"""What systems leave behind, beside names that begin with a dot or two underscores."""
+SYSTEM = {
+    *("$recycle.bin", "system volume information", "lost+found", "thumbs.db", "desktop.ini"),
+    *("#recycle", "#snapshot", "@eadir", "@recycle", "@recently-snapshot", "@__thumb", "@tmp", "_gsdata_"),
+}
+"""What systems and disks on a network leave behind, beside names that begin with a dot or two underscores."""
 
-_SPLITS = {keyword: str(split) for split, keywords in SPLIT_KEYWORDS.items() for keyword in keywords}
+
+_MASK = re.compile(r"[-_ .]masks?([-_ ]?\d+)?$", re.IGNORECASE)
 
 
 class FolderFiles(NamedTuple):
@@ -62,7 +69,7 @@ class FolderFiles(NamedTuple):
         readable = Image.registered_extensions()
         for path in sorted(_files(folder)):
             ending = path.suffix.lower()
-            if not _is_utf8(path):
+            if not is_utf8(path):
                 found.others.append(path)
             elif ending in PICTURES and ending in readable:
                 found.images.append(path)
@@ -77,79 +84,41 @@ class FolderFiles(NamedTuple):
         return found
 
 
-def split_name(name: str) -> str | None:
-    """The split that a folder or a user calls so, by the words of datasets in any case; `None` if it is none.
-
-    Example:
-        >>> split_name("Training"), split_name("val2017"), split_name("train_station")
-        ('train', 'validation', None)
-    """
-    return _SPLITS.get(re.sub(r"[-._ 0-9]+$", "", name.lower()))
-
-
-def images_by_split(
-    folder: Path, images: Sequence[Path], split: str | None = None
-) -> dict[str, list[tuple[Path, Path]]]:
-    """The images of each split, and the folder that each image's name is relative to.
-
-    All are of one split, `"train"`, unless the highest folders with images are named as splits. A picture that lies
-    beside such folders is passed over.
-
-    Raises:
-        DataError: beside them there are folders with images that are no splits, and no `split` is asked for.
-    """
-    root, folders = _where_they_part(folder, images)
-    splits = {name: named for name in folders if (named := split_name(name))}
-    if not splits:
-        return {"train": [(root, image) for image in images]}
-    if (others := [name for name in folders if name not in splits]) and split is None:
-        raise DataError(
-            f"Folder {root} has images in folders named as splits ({', '.join(splits)}) and in others "
-            f"({', '.join(others[:5])}{' …' if len(others) > 5 else ''}); choose a split, or give a folder that holds "
-            "one kind."
-        )
-    found: dict[str, list[tuple[Path, Path]]] = {}
-    for image in images:
-        if (top_name := image.relative_to(root).parts[0]) in splits:
-            found.setdefault(splits[top_name], []).append((root / top_name, image))
-    return found
-
-
 def open_image_folder(folder: Path, files: FolderFiles, split: str | None = None) -> DatasetDict:
     """The images of a folder by split, with the columns of metadata files, as `imagefolder` of datasets reads them.
 
     Without those, if all images of every split lie in sub-folders, two or more in all, these are classes, and name the
     column `label`. Unlike in datasets, names of images do not make splits.
     """
+    if files.metadata:
+        say_what_is_passed_over(folder, sorted([*files.others, *files.parquet]))
+        return _with_metadata(folder, files, split)
     splits = images_by_split(folder, files.images, split)
-    used = {image for pairs in splits.values() for _, image in pairs}
-    metadata = {name: [path for path in files.metadata if _describes(path, pairs)] for name, pairs in splits.items()}
-    used.update(path for paths in metadata.values() for path in paths)
-    unused = {*files.images, *files.metadata} - used
+    unused = {*files.images} - {image.path for placed in splits.values() for image in placed}
     say_what_is_passed_over(folder, sorted([*files.others, *files.parquet, *unused]))
-    if any(metadata.values()):
-        return _with_metadata(splits, metadata)
-    below = {name: [image.relative_to(root) for root, image in pairs] for name, pairs in splits.items()}
-    classes = sorted({image.parts[0] for images in below.values() for image in images})
-    labelled = len(classes) > 1 and all(len(image.parts) > 1 for images in below.values() for image in images)
+    _say_what_may_be_masks(folder, [image.path for placed in splits.values() for image in placed])
+    classes = sorted({image.name.parts[0] for placed in splits.values() for image in placed})
+    deep = all(len(image.name.parts) > 1 for placed in splits.values() for image in placed)
     made = DatasetDict()
-    for name, pairs in splits.items():
-        made[name] = Dataset.from_dict({"image": [str(image) for _, image in pairs]}, split=name)
+    for name, placed in splits.items():
+        made[name] = Dataset.from_dict({"image": [image_file(image.path) for image in placed]}, split=name)
         made[name] = made[name].cast_column("image", ImageFeature())
-        if labelled:
-            labels = [classes.index(image.parts[0]) for image in below[name]]
+        if deep and len(classes) > 1:
+            labels = [classes.index(image.name.parts[0]) for image in placed]
             made[name] = made[name].add_column("label", labels, feature=ClassLabel(names=classes))
     return made
 
 
-def files_by_split(folder: Path, files: Sequence[Path], ending: str) -> DataFilesDict:
+def files_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     """Parquet or tar files of a folder by split, by the names and rules of datasets."""
-    base = glob.escape(folder.as_posix())
-    with suppress(EmptyDatasetError):
-        named = DataFilesDict.from_patterns(get_data_patterns(base), base_path=base).filter(extensions=[ending])
-        if any(named.values()):
-            return DataFilesDict({split: single for split, single in named.items() if single})
-    return DataFilesDict.from_patterns({"train": [glob.escape(path.as_posix()) for path in files]}, base_path=base)
+    below = {path.relative_to(folder).as_posix(): path for path in files}
+
+    def matching(pattern: str) -> list[str]:
+        return list(filter(re.compile(glob_translate(pattern)).fullmatch, below))
+
+    patterns = _get_data_files_patterns(matching).items()
+    named = {split: [name for pattern in some for name in matching(pattern)] for split, some in patterns}
+    return {str(split): [below[name] for name in dict.fromkeys(names)] for split, names in named.items()}
 
 
 def say_what_is_passed_over(folder: Path, paths: Sequence[Path]) -> None:
@@ -158,31 +127,35 @@ def say_what_is_passed_over(folder: Path, paths: Sequence[Path]) -> None:
     if kinds:
         named = {_kind(path): path.relative_to(folder) for path in reversed(paths)}
         told = "; ".join(f"{count} {kind}, e.g. {str(named[kind])!a}" for kind, count in kinds.most_common())
-        logger.warning(f"Of folder {folder}, {len(paths)} files are passed over: {told}.")
+        count = "1 file is" if len(paths) == 1 else f"{len(paths)} files are"
+        logger.warning(f"Of folder {folder}, {count} passed over: {told}.")
 
 
-def _where_they_part(folder: Path, images: Sequence[Path]) -> tuple[Path, list[str]]:
-    """The lowest folder that holds all images, or that of one named as a split; and the folders in it with images."""
-    tops = sorted({parts[0] if parts[1:] else "" for image in images if (parts := image.relative_to(folder).parts)})
-    if len(tops) == 1 and tops[0] and not split_name(tops[0]):
-        return _where_they_part(folder / tops[0], images)
-    return folder, [top for top in tops if top]
+def _say_what_may_be_masks(folder: Path, images: Sequence[Path]) -> None:
+    """Names images that lie beside one of the same name with another ending, or with `_mask` behind it."""
+    groups: dict[tuple[Path, str], list[str]] = {}
+    for image in images:
+        groups.setdefault((image.parent, _MASK.sub("", image.stem)), []).append(image.name)
+    twins = {where: names for where, names in groups.items() if len(names) > 1}
+    if twins:
+        (parent, _), names = next(iter(twins.items()))
+        told = " and ".join(repr(str(Path(parent, name).relative_to(folder))) for name in names[:2])
+        count = sum(map(len, twins.values()))
+        logger.warning(
+            f"Of folder {folder}, {count} of {len(images)} images share their names with others but for the ending or "
+            f"_mask, e.g. {told}, and all are read as images; if some are masks, move them into a folder of their own."
+        )
 
 
 def _kind(path: Path) -> str:
-    if not _is_utf8(path):
+    if not is_utf8(path):
         return "whose name is not UTF-8 (rename them)"
     ending = path.suffix.lower()
-    if ending in PICTURES:
-        return f"{ending} (needs pillow-heif)" if ending in (".heic", ".heif") else f"{ending} outside the splits"
+    if ending in (".heic", ".heif"):
+        return f"{ending} (needs pillow-heif)"
+    if ending in PICTURES or ending in (".parquet", ".tar"):
+        return f"{ending} outside the splits"
     return f"without an ending that is known ({ending})" if ending else "without an ending"
-
-
-def _is_utf8(path: Path) -> bool:
-    try:
-        return bool(str(path).encode())
-    except UnicodeEncodeError:
-        return False
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -212,18 +185,74 @@ def _is_head(folder: str, names: Sequence[str]) -> bool:
         return False
 
 
-def _describes(metadata: Path, pairs: Sequence[tuple[Path, Path]]) -> bool:
-    return any(metadata.is_relative_to(root) for root in {root for root, _ in pairs})
+def _with_metadata(folder: Path, files: FolderFiles, split: str | None) -> DatasetDict:
+    """The images that metadata name, with the columns that these give them.
 
-
-def _with_metadata(splits: dict[str, list[tuple[Path, Path]]], metadata: dict[str, list[Path]]) -> DatasetDict:
-    """The images with the columns that are said of them; a `ValueError` of datasets if nothing names a file."""
-    paths = {name: [*metadata[name], *(image for _, image in pairs)] for name, pairs in splits.items()}
-    patterns: dict[str, list[str]] = {
-        name: [glob.escape(path.as_posix()) for path in some] for name, some in paths.items()
+    Raises:
+        DataError: no image of the folder is named.
+        ValueError: of datasets, if a file names none, or has other columns.
+    """
+    groups: dict[str, list[Path]] = {}  # datasets compares the columns of splits
+    for path in files.metadata:
+        said = map(split_within, path.parts[len(folder.parts) : -1])
+        groups.setdefault(next(filter(None, said), "train"), []).append(path)
+    links = {plain_path(path.parent): str(path.parent) for path in files.metadata}
+    named = {name: [Path(plain_path(path.parent), path.name) for path in some] for name, some in groups.items()}
+    try:
+        opened = load_dataset("imagefolder", data_files=named_files(named))
+    except IndexError as error:  # what datasets makes of no rows
+        raise DataError(f"The metadata in {folder} have no rows; mend them, or take them away.") from error
+    columns = [name for name, kind in next(iter(opened.values())).features.items() if isinstance(kind, ImageFeature)]
+    if not columns:  # each row names several
+        return opened
+    tables = [_with_paths(single, columns, links) for single in opened.values()]
+    main = "image" if "image" in columns else columns[0]
+    known = {os.path.abspath(path): path for path in files.images}
+    rows = [path and os.path.abspath(path) for single in tables for path in _paths(single, main)]
+    there = {
+        path: known.get(path) or Path(folder, os.path.relpath(path, folder))
+        for path in rows
+        if path and (path in known or os.path.isfile(path))
     }
-    opened = load_dataset("imagefolder", data_files=DataFilesDict.from_patterns(patterns))
-    for name, pairs in splits.items():
-        if (missing := len(pairs) - len(opened[name])) > 0:
-            logger.warning(f"{missing} of {len(pairs)} images ({name}) are not in the metadata, and are passed over.")
-    return opened
+    if missing := [path for path in rows if path not in there]:
+        told = [os.path.relpath(path, folder) if path else "a row without a name" for path in missing[:5]]
+        logger.warning(
+            f"{len(missing)} of {len(rows)} rows in the metadata of {folder} name no image that is there, and are "
+            f"passed over: {', '.join(told)}{' …' if missing[5:] else ''}."
+        )
+    if not there:
+        raise DataError(f"The metadata in {folder} name no image that is there; mend its file names.")
+    placed = images_by_split(folder, list(there.values()), split)
+    splits = {os.path.abspath(image.path): name for name, images in placed.items() for image in images}
+    used = {os.path.abspath(path) for single in tables for name in columns for path in _paths(single, name) if path}
+    if unused := sum(path not in used for path in known):
+        logger.warning(f"{unused} of {len(known)} images are not in the metadata, and are passed over.")
+    whole = concatenate_datasets(tables)
+    made = DatasetDict()
+    for name in placed:
+        single = Dataset(whole.data, whole.info, split=NamedSplit(name))
+        made[name] = single.select([number for number, path in enumerate(rows) if path and splits.get(path) == name])
+    return made
+
+
+def _paths(dataset: Dataset, column: str) -> list[str | None]:
+    files = dataset.cast_column(column, ImageFeature(decode=False))[column]
+    return [file and file["path"] for file in files]
+
+
+def _with_paths(dataset: Dataset, columns: Sequence[str], links: Mapping[str, str]) -> Dataset:
+    """Paths as the user has them, without the links through which datasets came to them."""
+    links = {link: folder for link, folder in links.items() if link != os.path.abspath(folder)}
+
+    def mended(row: dict) -> dict:
+        for file in filter(None, (row[name] for name in columns)):
+            link = next((link for link in links if file["path"].startswith(link + os.sep)), None)
+            file["path"] = file["path"] if link is None else links[link] + file["path"][len(link) :]
+        return row
+
+    if not links:
+        return dataset
+    kinds = dataset.features
+    for name in columns:
+        dataset = dataset.cast_column(name, ImageFeature(decode=False))
+    return dataset.map(mended, keep_in_memory=True).cast(kinds)

@@ -37,11 +37,14 @@ class BadImage:
 
 
 def read_image(
-    value: Any, name: str, convert: Callable[[Image.Image], Image.Image] = lambda image: image
+    value: Any, name: str, convert: Callable[[Image.Image], Image.Image] = lambda image: image, mode: str | None = None
 ) -> Image.Image | BadImage:
-    """The pixels of one undecoded image, or why they cannot be read; `name` is for one that has no path."""
+    """The pixels of one undecoded image, or why they cannot be read; `name` is for one that has no path.
+
+    `mode` is the one that the data set asks for in its features: `convert` is given that.
+    """
     try:
-        image = convert(_decode(value))
+        image = convert(_decode(value, mode))
         image.load()
     except Exception as error:  # decoders raise what they like, and every one of them means a bad file
         reason = "no known image format" if isinstance(error, UnidentifiedImageError) else first_sentence(error)
@@ -96,9 +99,9 @@ def stop_if_too_many_bad(bad: Sequence[BadImage], max_fraction: float, seen: int
         )
 
 
-def _decode(value: Any) -> Image.Image:
+def _decode(value: Any, mode: str | None) -> Image.Image:
     if value is None:
         raise ValueError("no image")
     if isinstance(value, bytes):
         value = {"bytes": value, "path": None}
-    return value if isinstance(value, Image.Image) else ImageFeature().decode_example(value)
+    return value if isinstance(value, Image.Image) else ImageFeature(mode=mode).decode_example(value)

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 
 from ..compat import split_stream
 from ..runtime.errors import DataError
-from .data_sets import undecoded
+from .data_sets import image_modes, undecoded
 from .image_files import BadImage
 from .loading import Batch, Example, ExampleReader, Item, Rows, collate, load, read_item
 
@@ -54,12 +54,13 @@ class ImageSample:
         mask_column: str | None = None,
         resize_masks: bool = True,
     ):
-        self.column, self._example_of = column, ExampleReader(column, mask_column, resize_masks)
+        self.column = column
         self.streamed = isinstance(dataset, IterableDataset)
         self.rows: Sequence[int] | None = None
         self.available: int | None
         self.skipped: IterableDataset | None = None
         images = undecoded(dataset, column, mask_column)
+        self._example_of = ExampleReader(column, mask_column, resize_masks, image_modes(images))
         if isinstance(images, IterableDataset):
             if num_images is None:
                 refuse_endless(images)

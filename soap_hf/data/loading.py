@@ -1,6 +1,6 @@
 """From rows to batches: images decoded and prepared one by one, so that a bad one costs itself alone."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -61,11 +61,12 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class ExampleReader:
-    """Decodes the image of a row, and its mask if there is a column of masks."""
+    """Decodes the image of a row, and its mask if there is a column of masks; `modes` are those of the features."""
 
     column: str
     mask_column: str | None = None
     resize_masks: bool = True
+    modes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def columns(self) -> list[str]:
@@ -75,12 +76,12 @@ class ExampleReader:
     def __call__(self, row: dict[str, Any], number: int, of: str = "") -> Example | BadImage:
         """What one row holds; a `DataError` if its mask has another size, and masks may not be resized."""
         path, name = image_path(row[self.column]), image_name(row[self.column], f"row {number}{of}")
-        image = read_image(row[self.column], name, to_rgb)
+        image = read_image(row[self.column], name, to_rgb, self.modes.get(self.column))
         if isinstance(image, BadImage):
             return image
         if self.mask_column is None:
             return Example(name, image, row=number, path=path)
-        mask = read_image(row[self.mask_column], f"mask of {name}")
+        mask = read_image(row[self.mask_column], f"mask of {name}", mode=self.modes.get(self.mask_column))
         if isinstance(mask, BadImage):
             return mask
         mask, notes = turned_with_image(mask, row[self.mask_column], image, row[self.column])

@@ -10,10 +10,12 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from ..data.data_sets import open_dataset
-from ..data.folders import FolderFiles, images_by_split
+from ..data.folder_names import images_by_split
+from ..data.folders import FolderFiles
 from ..data.image_files import BadImage, read_image
 from ..data.image_sample import ImageSample
 from ..data.loading import Example
+from ..data.named_files import image_file
 from ..data.preprocessing import to_rgb
 from ..runtime.errors import DataError
 from .sharing import Part, measure_images
@@ -152,12 +154,12 @@ def _files_by_key(folder: Any, what: str) -> dict[tuple[str, str], str]:
     if not isinstance(folder, (str, os.PathLike)) or not Path(folder).is_dir():
         raise DataError(f"{folder} is no folder; images and masks must be two folders, or two columns of a data set.")
     found: dict[tuple[str, str], str] = {}
-    for split, pairs in images_by_split(Path(folder), FolderFiles.of(Path(folder)).images).items():
-        for root, file in pairs:
-            key = split, file.relative_to(root).with_suffix("").as_posix()
+    for split, placed in images_by_split(Path(folder), FolderFiles.of(Path(folder)).images).items():
+        for file, name in placed:
+            key = split, name.with_suffix("").as_posix()
             if key in found:
                 raise DataError(f"{found[key]} and {file} have one name; remove one of them, so that {what} pair up.")
-            found[key] = str(file)
+            found[key] = image_file(file)
     if not found:
         raise DataError(f"Folder {folder} holds no {what}; give a folder that does.")
     return found

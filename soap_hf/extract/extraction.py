@@ -221,8 +221,8 @@ class Extraction:
 
     def _below(self, path: str) -> str:
         """A file's name as others may read it: below its folder, or else without any."""
-        if self.root is not None and os.path.isabs(path):
-            return Path(os.path.relpath(path, self.root)).as_posix()
+        if self.root is not None and Path(whole := os.path.abspath(path)).is_relative_to(os.path.abspath(self.root)):
+            return Path(os.path.relpath(whole, self.root)).as_posix()
         return Path(os.path.basename(path) if os.path.isabs(path) else path).as_posix()
 
     def _refuse(self, kind: str) -> None:

@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from ..data.image_sample import ImageSample
 from ..data.preprocessing import ImagePreprocessor
-from ..files import write_tensors
+from ..files import write_tensors, writing
 from ..heads.model import SOAPModelWrapper
 from ..processes import from_main_alone, on_main
 from ..runtime.errors import CheckpointError, HeadError, first_sentence
@@ -68,6 +68,8 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if PartialState().is_main_process and not self.path.absolute().parent.is_dir():
             raise CheckpointError(f"The folder of the checkpoint {self.path} does not exist; create it first.")
+        with writing(self.path):  # its name can be written
+            pass
 
     def due(self, num_images: int) -> bool:
         """Counts images that were worked off; whether it is time to save."""

@@ -2,8 +2,9 @@
 
 import os
 import sys
-from contextlib import suppress
-from typing import Any, TextIO
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 
@@ -19,22 +20,28 @@ def show(what: Any, *, to_stderr: bool = False) -> None:
     stream = sys.stderr if to_stderr else sys.stdout
     if stream is not None:
         is_text = isinstance(what, str)
-        Console(file=_Patient(stream), soft_wrap=is_text).print(what, markup=not is_text, highlight=not is_text)  # type: ignore[arg-type]
+        Console(file=_patient(stream), soft_wrap=is_text).print(what, markup=not is_text, highlight=not is_text)
+
+
+@contextmanager
+def patient_streams() -> Iterator[None]:
+    """Inside the block whatever is printed is printed as `show` does it: bars and warnings of others, too."""
+    with redirect_stdout(_patient(sys.stdout)), redirect_stderr(_patient(sys.stderr)):
+        yield
 
 
 def failure() -> Exception | None:
     """Why something was not printed, if so; what waits to be printed is given up then."""
-    if sys.stdout is None:  # it was closed before the start
-        return None
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError) as error:
-        _failures.append(error)
-    if not _failures:
-        return None
-    with suppress(OSError, ValueError):  # or the interpreter would try once more at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return _failures[0]
+    for stream in (sys.stdout, sys.stderr):
+        if stream is None:  # it was closed before the start
+            continue
+        try:
+            stream.flush()
+        except (OSError, ValueError) as error:
+            _failures.append(error)
+            with suppress(OSError, ValueError):  # or the interpreter would try once more at its end
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return _failures[0] if _failures else None
 
 
 class _Patient:
@@ -59,3 +66,8 @@ class _Patient:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _patient(stream: TextIO | None) -> TextIO:
+    """A stream that takes everything, of one that may not, or of none."""
+    return cast(TextIO, stream if stream is None or isinstance(stream, _Patient) else _Patient(stream))

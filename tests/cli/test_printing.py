@@ -11,14 +11,13 @@ from rich.table import Table
 from soap_hf.heads import printing
 from tests.conftest import EXAMPLES, noise_image
 
+FULL = Path("/dev/full")
 COMMAND = [sys.executable, "-m", "soap_hf"]
 
 
-def run(*arguments, stdout, encoding="utf-8", **kwargs):
-    environment = {**os.environ, "PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)], stdout=stdout, stderr=subprocess.PIPE, env=environment, **kwargs
-    )
+def run(*arguments, stdout, stderr=subprocess.PIPE, encoding="utf-8"):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "0"}
+    return subprocess.run([*COMMAND, *map(str, arguments)], stdout=stdout, stderr=stderr, env=environment)
 
 
 @pytest.fixture
@@ -60,9 +59,32 @@ def test_a_pipe_that_nobody_reads_costs_no_head(photos, tmp_path, nobody_reads):
     assert (tmp_path / "head" / "model.safetensors").is_file()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("where", ["stderr alone", "both"])
+def test_errors_and_bars_that_nobody_reads_cost_no_head(where, photos, tmp_path, nobody_reads):
+    stdout = nobody_reads if where == "both" else subprocess.PIPE
+    done = fit(photos, tmp_path / "head", stdout=stdout, stderr=nobody_reads)
+    assert done.returncode == 1
+    assert (tmp_path / "head" / "model.safetensors").is_file()
+    if where != "both":
+        assert b"Head written to" in done.stdout
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no device that is always full")
+@pytest.mark.parametrize("command", ["evaluate", "extract"])
+def test_a_full_disk_behind_the_bars_costs_no_results(command, tmp_path):
+    head, photos, output = EXAMPLES / "soap-vit-mae-tiny", EXAMPLES / "photos" / "heldout", tmp_path / "found"
+    what = {"evaluate": ["evaluate", "position"], "extract": ["extract"]}[command]
+    with FULL.open("w") as full:
+        options = ("--num-images", 8, "--output", output, "--device", "cpu")
+        done = run(*what, head, photos, *options, stdout=subprocess.PIPE, stderr=full)
+    assert done.returncode == 1
+    assert b" written to " in done.stdout
+    assert (output / {"evaluate": "summary.json", "extract": "manifest.json"}[command]).is_file()
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="no device that is always full")
 def test_a_full_disk_behind_the_output_costs_no_results(tmp_path):
-    with open("/dev/full", "w") as full:
+    with FULL.open("w") as full:
         options = ("--num-images", 8, "--output", tmp_path / "found", "--device", "cpu")
         head, photos = EXAMPLES / "soap-vit-mae-tiny", EXAMPLES / "photos"
         done = run("evaluate", "position", head, photos, *options, stdout=full)

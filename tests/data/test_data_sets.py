@@ -10,6 +10,7 @@ from datasets import Image as ImageFeature
 from datasets.distributed import split_dataset_by_node
 from PIL import Image
 
+from soap_hf.data.blocks import ImageBlocks
 from soap_hf.data.data_sets import open_dataset
 from soap_hf.data.image_files import BadImage
 from soap_hf.data.image_sample import ImageSample
@@ -215,6 +216,30 @@ def test_bytes_and_untyped_streams_hold_images_too(preprocess):
         pixels, bad = read(sample_of(dataset), preprocess)
         assert {image.sum().item() for image in pixels} == expected
         assert len(bad) == broken
+
+
+@pytest.mark.parametrize("mode", ["L", "1"])
+@pytest.mark.parametrize("kind", ["rows", "stream", "blocks"])
+def test_the_mode_that_a_data_set_asks_for_is_kept(mode, kind):
+    files = [{"bytes": png(seed), "path": None} for seed in range(3)]
+    features = Features({"image": ImageFeature(mode=mode), "mask": ImageFeature(mode=mode)})
+    dataset = Dataset.from_dict({"image": files, "mask": files}, features=features)
+    dataset = dataset.to_iterable_dataset() if kind == "stream" else dataset
+    expected = [noise_image(seed).convert(mode) for seed in range(3)]
+    if kind == "blocks":
+        how = {"num_workers": 0, "size": 3, "wanted": lambda block: True, "phase": "", "progress": False}
+        parts = ImageBlocks(dataset, "image", mask_column="mask").read(_both, 3, max_bad_fraction=0, **how)
+        batches = [part.batch for part in parts]
+    else:
+        batches = list(ImageSample(dataset, "image", None, None, mask_column="mask").batches(_both, 3, 0))
+    for (image, mask), right in zip(batches[0].values, expected, strict=True):
+        assert (image.mode, mask.mode) == ("RGB", mode)
+        assert image.tobytes() == right.convert("RGB").tobytes()
+        assert mask.tobytes() == right.tobytes()
+
+
+def _both(example):
+    return example.image, example.mask
 
 
 def broken_set():

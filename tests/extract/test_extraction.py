@@ -153,6 +153,19 @@ def test_each_row_says_which_file_it_is_of(model, ending, tmp_path):
     assert (found, rows) == (kept, [0, 2, 3])
 
 
+@pytest.mark.parametrize("given", ["set/birds", ".", "../set/birds"])
+def test_file_names_lie_below_the_folder_however_it_is_given(given, model, tmp_path, monkeypatch):
+    birds = tmp_path / "set" / "birds"
+    (birds / "crane").mkdir(parents=True)
+    for name in ("1.png", "crane/2.png"):
+        noise_image(len(name)).save(birds / name)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir({".": birds, "../set/birds": tmp_path / "elsewhere"}.get(given, tmp_path))
+    assert extract_features(model, given, tmp_path / "features.parquet", progress=False) == 2
+    found = pq.read_table(tmp_path / "features.parquet")["file_name"].to_pylist()
+    assert found == ["1.png", "crane/2.png"]
+
+
 @pytest.mark.parametrize("ending", [".parquet", ".safetensors"])
 def test_columns_of_any_kind_are_kept_or_left_out(model, labelled, ending, tmp_path):
     grids = [[[number, 1], [2, 3]] for number in range(21)]
