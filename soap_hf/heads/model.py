@@ -17,7 +17,6 @@ from ..runtime.errors import HeadError, OutputError, first_sentence
 from ..runtime.head_files import PROCESSOR_FILE, read_json
 from ..runtime.patch_layout import as_size
 from ..runtime.projection import SOAPProjection
-from ..runtime.vision_backbone import weight_digests, weight_sample
 from ..statistics.semantic_invariance import Mu
 from ..statistics.soap_statistics import SOAPStatistics
 from .config import SOAPConfig, all_values
@@ -66,7 +65,6 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
     ):
         check_provenance(config)
         super().__init__(config, backbone, projections)
-        self.weights_when_wrapped = weight_sample(self.backbone)
         self.digests_of_reference: dict[str, str] | None = config.backbone_digests  # `None`: nobody has looked
         self._statistics: dict[int, SOAPStatistics] = {}
         self._image_processor: Any = None
@@ -127,7 +125,6 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
             backbone_name_or_path=_lasting_reference(name_or_path or backbone.name_or_path),
             backbone_revision=revision or backbone.revision,
             backbone_dtype=str(live.dtype).removeprefix("torch."),
-            backbone_digests=weight_digests(live),
             layers=list(projections),
             hidden_sizes=[single.dim for single in projections.values()],
             ranks=[single.rank for single in projections.values()],
@@ -135,6 +132,7 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
         )
         model = cls(config, live, {key: single.to(live.device) for key, single in projections.items()})
         model._image_processor = image_processor
+        config.backbone_digests = model.weights_when_wrapped
         model.digests_of_reference = config.backbone_digests if backbone.is_as_referred else None
         if statistics is not None:
             model.set_statistics(statistics if isinstance(statistics, Mapping) else {layer: statistics})

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import logging
@@ -17,7 +16,7 @@ from transformers.utils import logging
 from ..files import staging_folder
 from ..runtime.errors import BackboneError, OutputError, first_sentence
 from ..runtime.head_files import CONFIG_FILE, is_head_config
-from ..runtime.vision_backbone import has_other_weights, load_backbone, weight_digests, weight_sample
+from ..runtime.vision_backbone import has_other_weights, load_backbone, weight_digests
 from ..statistics.soap_statistics import STORED_COMPONENTS
 from .card import CARD_FILE, refresh_card
 from .opening import BACKBONE_FOLDER, FIGURES_FOLDER, INCLUDED_BACKBONE, OPTIONAL_FILES, statistics_file
@@ -86,11 +85,12 @@ def _what_would_be_lost(model: Any) -> str | None:
     """Why the weights of the backbone are not found where the head refers to, if they are not."""
     if _adapted_layers(model.backbone):
         return "The backbone carries an adapter"
-    if differ(model.weights_when_wrapped, weight_sample(model.backbone)):
+    found = weight_digests(model.backbone)
+    if has_other_weights(found, model.weights_when_wrapped):
         return "The backbone's weights have changed since it was put under this head"
     if model.digests_of_reference is None:
         model.digests_of_reference = _digests_of_reference(model.config)
-    if has_other_weights(model.backbone, model.digests_of_reference):
+    if has_other_weights(found, model.digests_of_reference):
         return f"The backbone's weights are not those of {model.config.backbone_name_or_path}"
     return None
 
@@ -131,12 +131,6 @@ def refuse_other_model(folder: Path) -> None:
     if values is not None and not is_head_config(values):
         found = values.get("model_type") if isinstance(values, dict) else None
         raise OutputError(f"{folder} holds another model ({found}), which a head would overwrite; choose another.")
-
-
-def differ(first: Tensor, second: Tensor) -> bool:
-    """Whether samples of weights differ by more than a change of dtype and back makes them."""
-    dtypes = (torch.float32, torch.float16, torch.bfloat16)
-    return first.shape != second.shape or not any(torch.equal(first.to(dtype).float(), second) for dtype in dtypes)
 
 
 def relative_reference(backbone: str, folder: str | os.PathLike) -> str:
