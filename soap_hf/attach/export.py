@@ -33,7 +33,7 @@ def export_onnx(model: SOAPModelWrapper | SOAPProjection, path: str | os.PathLik
 
     Raises:
         HeadError: onnx and onnxscript are not installed, or the path does not end in `.onnx`.
-        BackboneError: the backbone cannot be exported, or is in bfloat16.
+        BackboneError: the backbone cannot be exported, or is in another dtype than float32 or float16.
         OutputError: the file cannot be written.
     """
     path = Path(path)
@@ -43,8 +43,10 @@ def export_onnx(model: SOAPModelWrapper | SOAPProjection, path: str | os.PathLik
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise HeadError('ONNX export needs onnx and onnxscript: pip install "soap-hf[onnx]".') from error
-    if any(weight.dtype == torch.bfloat16 for weight in model.parameters()):
-        raise BackboneError("ONNX runtimes take no model in bfloat16; export model.float(), or model.half().")
+    floating = {weight.dtype for weight in model.parameters() if weight.is_floating_point()}
+    if unknown := sorted(map(str, floating - {torch.float32, torch.float16})):
+        found = " and ".join(unknown).replace("torch.", "")
+        raise BackboneError(f"ONNX runtimes take no model in {found}; export model.float(), or model.half().")
     with torch.no_grad(), evaluation_mode(model), _every_patch_kept(model):
         try:
             if isinstance(model, SOAPProjection):

@@ -18,7 +18,7 @@ from ..layout.probing import Probe, probe_size
 from ..runtime.errors import BackboneError, HeadError, LayoutError
 from ..runtime.head_files import check_same_architecture
 from ..runtime.projection import SOAPProjection
-from ..runtime.vision_backbone import is_inside, native_image_size, takes_pixels, warn_of_other_weights
+from ..runtime.vision_backbone import is_inside, native_image_size, takes_pixels, warn_of_other_weights, weight_digests
 from .hosts import Host, Inputs, depends, find_towers, image_size_of, map_tokens, states_source
 
 
@@ -139,7 +139,7 @@ def _tower_sites(
 ) -> list[Site]:
     if head.config is not None:
         check_same_architecture(head.config.backbone, tower.config)
-        warn_of_other_weights(tower, head.config.backbone_digests)
+        warn_of_other_weights(tower, weight_digests(tower), head.config.backbone_digests)
     hooked = any(getattr(part, "_output_capturing_hooks_installed", False) for part in model.modules())
     if isinstance(model, PreTrainedModel) and not hooked:  # from the top, or the model's own first call doubles them
         maybe_install_capturing_hooks(model)

@@ -32,7 +32,7 @@ def fit_identity(
     names = {
         "the backbone": config.backbone_name_or_path or type(model.backbone).__name__,
         "the backbone's revision": config.backbone_revision,
-        "the digest of the backbone's weights": _digest(model.weights_when_wrapped),
+        "the digest of the backbone's weights": model.weights_when_wrapped,
         "the dtype": config.backbone_dtype,
         "layer": config.layers,
         "the number of images in the sample": sample.available,

@@ -30,7 +30,7 @@ class SOAPConfig(configuration_soap.SOAPConfig):
             `../` is relative to the head's folder.
         backbone_revision (`str`, *optional*): commit of the backbone that the head was fitted on.
         backbone_dtype (`str`, *optional*): dtype that the head was fitted in and that loading uses, e.g. `"float32"`.
-        backbone_digests (`dict[str, str]`): digests of a sample of its weights then, by dtype; other weights warn.
+        backbone_digests (`dict[str, str]`): digests of its weights then, by the dtype of their rounding; others warn.
         layers (`list[int]`, defaults to `[-1]`): which tensors are cleaned: -1 is `last_hidden_state`, `i >= 0` is
             `hidden_states[i]`.
         hidden_sizes (`list[int]`): width `D` of the tokens of each layer.

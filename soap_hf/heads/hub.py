@@ -17,8 +17,16 @@ from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..runtime import modeling_soap
 from ..runtime.errors import HubError, SOAPError
-from ..runtime.head_files import CONFIG_FILE, WEIGHTS_FILE, HeadSource, check_same_architecture, is_head_config
+from ..runtime.head_files import (
+    ADAPTER_FILE,
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    HeadSource,
+    check_same_architecture,
+    is_head_config,
+)
 from ..runtime.vision_backbone import tower_config
+from .adapters import has_adapter
 from .card import CARD_FILE, is_edited, is_hub_id, write_card
 from .config import SOAPConfig
 from .hub_requests import check_repository, reason, retried
@@ -97,6 +105,11 @@ def push_model(model: Any, repo_id: str, **options: Any) -> str:
     """Pushes a head from memory; see [`SOAPModelWrapper.push_to_hub`]."""
     push = Push(repo_id, **options)
     _refuse_local_backbone(model.config.backbone_name_or_path, push)
+    if has_adapter(model) and not push.include_backbone:
+        raise HubError(
+            "A head is pushed without adapters: pass include_backbone=True to push it with its adapter merged, or "
+            "push the head that it was trained on and, to another repository, the folder that save_pretrained writes."
+        )
     folder = Path(tempfile.mkdtemp(prefix="soap-head-"), repo_id.rpartition("/")[2])
     model.save_pretrained(folder, include_backbone=push.include_backbone)
     address = push_head(folder, push)
@@ -115,6 +128,11 @@ def push_head(folder: str | os.PathLike, push: Push) -> str:
         HubError: the backbone is local, the repository cannot be written or holds something else, or the network
             failed; says which command repeats the push.
     """
+    if Path(folder, ADAPTER_FILE).exists():
+        raise HubError(
+            f"{folder} holds an adapter, without which heads are pushed: merge it, by AutoModel.from_pretrained(…)"
+            f".push_to_hub(…, include_backbone=True), or push the head from a folder without {ADAPTER_FILE}."
+        )
     _refuse_local_backbone(HeadRecord.open(folder).config.backbone_name_or_path, push)
     with tempfile.TemporaryDirectory() as staging:
         config = _stage(Path(folder), Path(staging), push)

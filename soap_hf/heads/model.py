@@ -17,9 +17,10 @@ from ..runtime.errors import HeadError, OutputError, first_sentence
 from ..runtime.head_files import PROCESSOR_FILE, read_json
 from ..runtime.patch_layout import as_size
 from ..runtime.projection import SOAPProjection
-from ..runtime.vision_backbone import weight_digests, weight_sample
+from ..runtime.vision_backbone import weight_digests
 from ..statistics.semantic_invariance import Mu
 from ..statistics.soap_statistics import SOAPStatistics
+from .adapters import without_adapters
 from .config import SOAPConfig, all_values
 from .hub import push_model
 from .opening import check_provenance, read_statistics
@@ -66,7 +67,9 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
     ):
         check_provenance(config)
         super().__init__(config, backbone, projections)
-        self.weights_when_wrapped = weight_sample(self.backbone)
+        plain = without_adapters(self.backbone)
+        if plain is not self.backbone:
+            self.weights_when_wrapped = weight_digests(plain)
         self.digests_of_reference: dict[str, str] | None = config.backbone_digests  # `None`: nobody has looked
         self._statistics: dict[int, SOAPStatistics] = {}
         self._image_processor: Any = None
@@ -127,7 +130,6 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
             backbone_name_or_path=_lasting_reference(name_or_path or backbone.name_or_path),
             backbone_revision=revision or backbone.revision,
             backbone_dtype=str(live.dtype).removeprefix("torch."),
-            backbone_digests=weight_digests(live),
             layers=list(projections),
             hidden_sizes=[single.dim for single in projections.values()],
             ranks=[single.rank for single in projections.values()],
@@ -135,6 +137,7 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
         )
         model = cls(config, live, {key: single.to(live.device) for key, single in projections.items()})
         model._image_processor = image_processor
+        config.backbone_digests = model.weights_when_wrapped
         model.digests_of_reference = config.backbone_digests if backbone.is_as_referred else None
         if statistics is not None:
             model.set_statistics(statistics if isinstance(statistics, Mapping) else {layer: statistics})
@@ -215,17 +218,18 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
         """Writes the head: `config.json`, `model.safetensors`, `statistics.safetensors`, `preprocessor_config.json`.
 
         Everything is written beside the target and moved there at the end, so that no half-written head is left. If an
-        adapter was added to the head, it alone is written, as transformers does; it refers to the head.
+        adapter was added to the head, or loaded with it, it alone is written, as transformers does, active or not; it
+        refers to the head. Has the head changed since, by `reweight` say, it is written into the same folder.
 
         Args:
             save_directory (`str` or `os.PathLike`): the head's folder.
             include_backbone (`bool`, defaults to `False`): write the backbone as well, so that nothing else is needed;
-                adapters are merged into it.
+                adapters are merged into it, but for those that are disabled.
             figures (`dict[str, bytes]`, *optional*): PNG files by name, instead of those of an earlier head.
             is_main_process, state_dict, kwargs: as in `PreTrainedModel.save_pretrained`.
 
         Raises:
-            OutputError: the folder cannot be written.
+            OutputError: the folder cannot be written, or holds another model or adapter; an adapter cannot be merged.
         """
         if kwargs.pop("push_to_hub", False):
             raise OutputError("Saving does not push; save first, then call model.push_to_hub(…).")

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import logging
 
 from ..files import staging_folder
-from ..runtime.errors import BackboneError, OutputError, first_sentence
-from ..runtime.head_files import CONFIG_FILE, is_head_config
-from ..runtime.vision_backbone import has_other_weights, load_backbone, weight_digests, weight_sample
+from ..runtime.errors import BackboneError, HeadError, OutputError, first_sentence
+from ..runtime.head_files import ADAPTER_FILE, CONFIG_FILE, is_head_config
+from ..runtime.vision_backbone import has_other_weights, load_backbone, weight_digests
 from ..statistics.soap_statistics import STORED_COMPONENTS
+from .adapters import has_active_adapter, has_adapter, without_adapters, write_adapter
 from .card import CARD_FILE, refresh_card
 from .opening import (
     BACKBONE_FOLDER,
@@ -26,6 +26,7 @@ from .opening import (
     FIGURES_FOLDER,
     INCLUDED_BACKBONE,
     OPTIONAL_FILES,
+    HeadRecord,
     statistics_file,
 )
 
@@ -36,19 +37,23 @@ def save_head(
     model: Any, folder: str | os.PathLike, include_backbone: bool, figures: Mapping[str, bytes] | None, **kwargs: Any
 ) -> None:
     """Writes a head into a folder; see [`SOAPModelWrapper.save_pretrained`]."""
-    target = Path(folder)
-    refuse_other_model(target)
+    target, keeps_adapter = Path(folder), has_adapter(model) and not include_backbone
     # a backbone that came from inside the head's repository has no other place
     include_backbone = include_backbone or (model.config.backbone_name_or_path or "").startswith("./")
-    if getattr(model, "_hf_peft_config_loaded", False) and not include_backbone:
-        return _save_adapter(model, target, **kwargs)
+    is_merged = include_backbone and without_adapters(model.backbone) is not model.backbone
+    refuse_other_model(target, adapter_too=not keeps_adapter and (is_merged or not _is_at(model, target)))
+    if keeps_adapter and _lies_at_base_of_adapter(model):
+        with staging_folder(target) as staging:
+            return write_adapter(model, staging, _base_of_adapter(model), **kwargs)
     if not include_backbone and (reason := _what_would_be_lost(model)):
         logger.warning(f"{reason}: saving the head alone loses that; pass include_backbone=True to keep it.")
     loaded, image_processor = model.statistics_by_layer, model.image_processor  # may come from the Hub
     with staging_folder(target, _files_of_earlier_head(target, model.config)) as staging:
-        whole = merged_backbone(model.backbone) if include_backbone else None
+        whole = without_adapters(model.backbone, merge=not keeps_adapter) if include_backbone else None
         with _head_alone(model, target, whole):
             PreTrainedModel.save_pretrained(model, staging, save_original_format=False, **kwargs)
+        if keeps_adapter:  # in one folder with its head, which has changed since the adapter was loaded
+            write_adapter(model, staging, str(target.absolute()), **kwargs)
         for layer, statistics in loaded.items():
             rank = model.config.ranks[model.config.layers.index(layer)]
             path = staging / statistics_file(model.config, layer)
@@ -89,33 +94,16 @@ def save_backbone(backbone: PreTrainedModel, config: Any, folder: Path) -> None:
         config.save_pretrained(folder / BACKBONE_FOLDER)
 
 
-def merged_backbone(backbone: PreTrainedModel) -> PreTrainedModel:
-    """The backbone with its adapters merged into a copy of its weights; itself if it has none."""
-    if not _adapted_layers(backbone):
-        return backbone
-    whole = copy.deepcopy(backbone)
-    for name, layer in _adapted_layers(whole).items():
-        layer.merge()
-        path, _, last = name.rpartition(".")
-        setattr(whole.get_submodule(path), last, layer.get_base_layer())
-    whole._hf_peft_config_loaded = False
-    return whole
-
-
-def _adapted_layers(backbone: nn.Module) -> dict[str, Any]:
-    layers = backbone.named_modules()
-    return {name: layer for name, layer in layers if hasattr(layer, "get_base_layer") and hasattr(layer, "merge")}
-
-
 def _what_would_be_lost(model: Any) -> str | None:
     """Why the weights of the backbone are not found where the head refers to, if they are not."""
-    if _adapted_layers(model.backbone):
+    if has_active_adapter(model.backbone) and not has_adapter(model):  # the head's own is written beside it
         return "The backbone carries an adapter"
-    if differ(model.weights_when_wrapped, weight_sample(model.backbone)):
+    found = weight_digests(without_adapters(model.backbone, merge=False))
+    if has_other_weights(found, model.weights_when_wrapped):
         return "The backbone's weights have changed since it was put under this head"
     if model.digests_of_reference is None:
         model.digests_of_reference = _digests_of_reference(model.config)
-    if has_other_weights(model.backbone, model.digests_of_reference):
+    if has_other_weights(found, model.digests_of_reference):
         return f"The backbone's weights are not those of {model.config.backbone_name_or_path}"
     return None
 
@@ -133,21 +121,48 @@ def _digests_of_reference(config: Any) -> dict[str, str]:
         return {}
 
 
-def _save_adapter(model: Any, target: Path, **kwargs: Any) -> None:
-    """Writes the adapter of a head, as transformers does of its models."""
-    for adapter in model.peft_config.values():
-        adapter.base_model_name_or_path = adapter.base_model_name_or_path or model.name_or_path or None
-        if adapter.base_model_name_or_path is None:
-            raise OutputError(
-                "An adapter refers to the head that it was trained on, but this head was never saved; save it before "
-                "an adapter is added, or pass include_backbone=True to merge the adapter."
-            )
-    with staging_folder(target) as staging:
-        PreTrainedModel.save_pretrained(model, staging, **kwargs)
+def _base_of_adapter(model: Any) -> str:
+    """Where the head lies that the adapter refers to; an `OutputError` if it was never saved."""
+    named = (adapter.base_model_name_or_path for adapter in model.peft_config.values())
+    base = next(filter(None, named), None) or model.name_or_path
+    if not base:
+        raise OutputError(
+            "An adapter refers to the head that it was trained on, but this head was never saved; save it before "
+            "an adapter is added, or pass include_backbone=True to merge the adapter."
+        )
+    return str(base)
 
 
-def refuse_other_model(folder: Path) -> None:
-    """Refuses to write a head over a backbone, or over any other model."""
+def _lies_at_base_of_adapter(model: Any) -> bool:
+    """Whether the head that the adapter refers to is this one still, so that the adapter alone says everything."""
+    base, source = _base_of_adapter(model), model._source
+    try:
+        record = HeadRecord.open(base, **(source.hub_kwargs if source and source.name_or_path == base else {}))
+    except HeadError as error:
+        logger.info(f"Whether the head is that of {base} is not known ({first_sentence(error)}).")
+        return False
+    same = ("layers", "layouts", "mu", "tau", "threshold", "checks")
+    if any(getattr(record.config, name) != getattr(model.config, name) for name in same):
+        return False
+    parts = [(single, model.projections[str(layer)]) for layer, single in record.projections.items()]
+    return all(
+        torch.equal(there.basis, here.basis.cpu()) and torch.equal(there.weights, here.weights.cpu())
+        for there, here in parts
+    )
+
+
+def _is_at(model: Any, folder: Path) -> bool:
+    """Whether a folder is where a head was loaded from, or saved to."""
+    return bool(model.name_or_path) and os.path.realpath(model.name_or_path) == os.path.realpath(folder)
+
+
+def refuse_other_model(folder: Path, adapter_too: bool = True) -> None:
+    """Refuses to write a head over a backbone or any other model, or beside an adapter that is not its own."""
+    if (folder / ADAPTER_FILE).exists() and adapter_too:
+        raise OutputError(
+            f"{folder} holds an adapter, which would be put on the head too; choose another folder, or remove its "
+            f"{ADAPTER_FILE}."
+        )
     config = folder / CONFIG_FILE
     try:
         values = json.loads(config.read_text(encoding="utf-8")) if config.exists() else None
@@ -156,12 +171,6 @@ def refuse_other_model(folder: Path) -> None:
     if values is not None and not is_head_config(values):
         found = values.get("model_type") if isinstance(values, dict) else None
         raise OutputError(f"{folder} holds another model ({found}), which a head would overwrite; choose another.")
-
-
-def differ(first: Tensor, second: Tensor) -> bool:
-    """Whether samples of weights differ by more than a change of dtype and back makes them."""
-    dtypes = (torch.float32, torch.float16, torch.bfloat16)
-    return first.shape != second.shape or not any(torch.equal(first.to(dtype).float(), second) for dtype in dtypes)
 
 
 def relative_reference(backbone: str, folder: str | os.PathLike) -> str:
@@ -183,7 +192,7 @@ def _head_alone(model: Any, target: Path, included: PreTrainedModel | None) -> I
     model._keys_to_ignore_on_save = {f"backbone.{name}" for name in model.backbone.state_dict()}
     model.config = copy.deepcopy(live)
     model.config.__dict__.pop("auto_map", None)  # the code that it names stays where it came from
-    adapted, model._hf_peft_config_loaded = getattr(model, "_hf_peft_config_loaded", False), False
+    adapted, model._hf_peft_config_loaded = has_adapter(model), False
     if included is not None:
         model.config.backbone_name_or_path, model.config.backbone_revision = INCLUDED_BACKBONE, None
         model.config.backbone_digests = weight_digests(included)

@@ -109,9 +109,7 @@ class HeadSource:
         """The head's projections by layer; a `HeadError` if they are missing, or not what the config promises."""
         path = self.fetch(WEIGHTS_FILE)
         if not config.hidden_sizes:
-            raise HeadError(
-                f"The config of the head {self.name_or_path!r} has no hidden_sizes; fit or fetch it again."
-            )
+            raise HeadError(f"The config of {self.name_or_path!r} has no hidden_sizes; fit or fetch it again.")
         names = {layer: (f"projections.{layer}.basis", f"projections.{layer}.weights") for layer in config.layers}
         tensors, _ = read_tensors(path, {name for pair in names.values() for name in pair}, what="head")
         projections = {}
@@ -200,9 +198,7 @@ def read_tensors(
             tensors = {name: file.get_tensor(name) for name in sorted(found)}
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise HeadError(
-            f"The {what} {path} cannot be read as safetensors ({error}); fetch or fit it again."
-        ) from error
+        raise HeadError(f"The {what} {path} cannot be read as safetensors ({error}); fetch it again.") from error
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise HeadError(f"Tensor {name!r} of the {what} {path} holds NaN or Inf; fetch or fit it again.")

@@ -25,6 +25,7 @@ from .vision_backbone import (
     unhooked,
     unmasked,
     warn_of_other_weights,
+    weight_digests,
 )
 
 _NOT_OURS = ("_from_auto", "_from_pipeline", "_commit_hash")
@@ -79,6 +80,7 @@ class SOAPModelWrapper(PreTrainedModel):
         self.convention = CallConvention.of(self.backbone)
         self._cleaning = True
         self._source: HeadSource | None = None
+        self.weights_when_wrapped = weight_digests(self.backbone)
         self.post_init()
 
     def init_weights(self) -> None:
@@ -128,9 +130,9 @@ class SOAPModelWrapper(PreTrainedModel):
         else:
             live = _referred_backbone(source, config, backbone, backbone_revision, kwargs)
         check_same_architecture(config.backbone, live.config)
-        warn_of_other_weights(live, config.backbone_digests)
         config.name_or_path = source.name_or_path
         model = cls(config, live, {layer: single.to(live.device) for layer, single in projections.items()})
+        warn_of_other_weights(model.backbone, model.weights_when_wrapped, config.backbone_digests)
         model._source = source
         if adapter_path is not None:  # as transformers does
             model.load_adapter(adapter_path, adapter_name, adapter_kwargs=adapter, use_safetensors=True)

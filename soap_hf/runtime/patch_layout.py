@@ -37,9 +37,7 @@ class PatchLayout:
         stride = 1 if self.stride is None else self.stride
         for name, value, least in (("prefix", self.prefix, 0), ("suffix", self.suffix, 0), ("stride", stride, 1)):
             if not isinstance(value, int) or value < least:
-                raise LayoutError(
-                    f"{name} of a patch layout must be a whole number of tokens or pixels, not {value!r}."
-                )
+                raise LayoutError(f"{name} of a patch layout must be a whole number from {least} on, not {value!r}.")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Any:
@@ -61,7 +59,7 @@ class PatchLayout:
         size = as_size(image_size)
         if self.stride is None or size is None:
             raise LayoutError(
-                "The grid of (B, N, D) tokens needs a stride and an image size; pass PatchLayout(stride=…)."
+                "A grid of (B, N, D) tokens needs a stride and an image size; pass PatchLayout(stride=…)."
             )
         if self.order in CLIPS:
             rows, columns = max(1, size[0] // self.stride), max(1, size[1] // self.stride)
@@ -141,9 +139,7 @@ class PatchLayout:
         if tokens.ndim != (4 if self.order in MAPS else 3):
             raise LayoutError(f"{self} does not fit a tensor of shape {tuple(tokens.shape)}; override the layout.")
         if self.order not in MAPS and tokens.shape[1] <= self.prefix + self.suffix:
-            raise LayoutError(
-                f"{self} leaves no patch in a tensor of shape {tuple(tokens.shape)}; override the layout."
-            )
+            raise LayoutError(f"{self} leaves no patch of a tensor of shape {tuple(tokens.shape)}; override it.")
 
 
 def fit_grid(num_patches: int, size: tuple[int, int], stride: int) -> tuple[int, int] | None:
@@ -182,15 +178,11 @@ def layer_tokens(outputs: Any, layer: int) -> Tensor:
         tokens = getattr(outputs, "last_hidden_state", None)
         tokens = (getattr(outputs, "feature_maps", None) or (None,))[-1] if tokens is None else tokens
         if tokens is None:
-            raise BackboneError(
-                f"{type(outputs).__name__} has no last_hidden_state: the backbone returns no patch tokens."
-            )
+            raise BackboneError(f"{type(outputs).__name__} has no last_hidden_state: there are no patch tokens.")
         return tokens
     states = getattr(outputs, "hidden_states", None)
     if not states:
-        raise BackboneError(
-            f"The backbone returns no hidden states, so layer={layer} cannot be cleaned; use layer=-1."
-        )
+        raise BackboneError(f"The backbone returns no hidden states to clean with layer={layer}; use layer=-1.")
     if layer >= len(states):
         raise BackboneError(f"layer={layer} does not exist: the backbone has hidden states 0 to {len(states) - 1}.")
     return states[layer]

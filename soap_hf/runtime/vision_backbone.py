@@ -215,34 +215,45 @@ def unhooked(module: nn.Module, done: dict[int, nn.Module] | None = None) -> nn.
     return done[id(module)]
 
 
-def weight_sample(backbone: nn.Module) -> Tensor:
-    """A few values of every weight, float32 on the CPU: another training changes nearly all of them."""
-    named = ((name, weight.detach()) for name, weight in backbone.named_parameters() if not weight.is_meta)
-    # not autograd's counts of writes in place: fused optimisers, the Trainer's default, do not raise them
-    first = (weight.flatten()[:8].float().cpu() for name, weight in named if not name.startswith(_POOLER))
-    return torch.cat([torch.zeros(0), *first])
-
-
 def weight_digests(backbone: PreTrainedModel) -> dict[str, str]:
-    """Digests of a sample of the weights, in their dtype and, of float32, rounded to others; none if quantized."""
+    """Digests of all weights: as they are and, of float32, rounded to other dtypes; none if quantized or not here."""
     if any(weight.is_meta or not weight.is_floating_point() for weight in backbone.parameters()):
         return {}
-    sample, own = weight_sample(backbone), backbone.dtype
-    dtypes = (torch.float32, torch.float16, torch.bfloat16) if own == torch.float32 else (own,)
-    rounded = {str(dtype).removeprefix("torch."): sample.to(dtype).float().numpy().tobytes() for dtype in dtypes}
-    return {name: hashlib.sha256(values).hexdigest()[:16] for name, values in rounded.items()}
+    state = {name: weight for name, weight in backbone.state_dict().items() if not name.startswith(_POOLER)}
+    weights = [weight for weight in state.values() if weight.is_floating_point() and weight.numel()]
+    is_wide = backbone.dtype in (torch.float32, torch.float64)
+    dtypes = (torch.float32, torch.float16, torch.bfloat16) if is_wide else (backbone.dtype,)
+    # the names differ from those of before, when a few values of each weight were looked at
+    return {f"{str(dtype).removeprefix('torch.')}:all": _digest(weights, dtype) for dtype in dtypes}
 
 
-def has_other_weights(backbone: PreTrainedModel, digests: dict[str, str]) -> bool:
-    """Whether these are not the weights that had the digests, as far as both can be rounded to one dtype."""
-    found = weight_digests(backbone) if digests else {}
-    common = found.keys() & digests.keys()
-    return bool(common) and all(found[dtype] != digests[dtype] for dtype in common)  # a change of dtype and back
+def _digest(weights: list[Tensor], dtype: torch.dtype) -> str:
+    """Of the bits of weights as float32, after rounding: their sums along two axes, exact in any order of adding."""
+    digest = hashlib.sha256()
+    for weight in weights:
+        values = weight.flatten() if weight.is_cuda else weight.flatten().cpu()
+        columns, rows = torch.zeros(512, dtype=torch.int64, device=values.device), []
+        # on a CPU as much at a time as one thread does alone: a busy machine is slow to bring several together
+        for part in values.split(len(values) if weight.is_cuda else 31 << 10):
+            padded = nn.functional.pad(part.to(dtype).float(), (0, -len(part) % 1024))
+            table = padded.view(torch.int64).view(-1, 512)  # two values in each number, whose sum wraps
+            columns += table.sum(0)
+            rows.append(table.sum(1))
+        digest.update(torch.cat([columns, *rows]).cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
-def warn_of_other_weights(backbone: PreTrainedModel, digests: dict[str, str]) -> None:
-    """Says so if a head that was fitted on weights of these digests is put on others."""
-    if has_other_weights(backbone, digests):
+def has_other_weights(found: dict[str, str], digests: dict[str, str]) -> bool:
+    """Whether two models have other weights by their digests, and neither are the other's, rounded."""
+    if not found.keys() & digests.keys():
+        return False  # nobody knows
+    own, others = (known[max(known)] for known in (found, digests))  # float32's is the last by name
+    return own not in digests.values() and others not in found.values()
+
+
+def warn_of_other_weights(backbone: PreTrainedModel, found: dict[str, str], digests: dict[str, str]) -> None:
+    """Says so if a head that was fitted on weights of these digests is put on others, whose digests were found."""
+    if has_other_weights(found, digests):
         logger.warning(
             f"The weights of {type(backbone).__name__} ({backbone.name_or_path or 'in memory'}) are not those the "
             "head was fitted on: pass a model with those, e.g. as backbone=…, or fit the head again."

@@ -98,9 +98,10 @@ def test_what_cannot_be_exported_is_refused(projection, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bfloat16_which_no_runtime_takes_is_refused_before_the_trace(vit, projection, tmp_path):
-    model = SOAPModelWrapper.from_backbone(vit.to(torch.bfloat16), projection)
-    with pytest.raises(BackboneError, match=r"take no model in bfloat16; export model\.float\(\)"):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_dtype_that_no_runtime_takes_is_refused_before_the_trace(dtype, vit, projection, tmp_path):
+    model = SOAPModelWrapper.from_backbone(vit.to(dtype), projection)
+    with pytest.raises(BackboneError, match=rf"take no model in {str(dtype)[6:]}; export model\.float\(\)"):
         export_onnx(model, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
 

@@ -7,13 +7,15 @@ import shutil
 import pytest
 import torch
 from packaging.version import Version
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel, Trainer, TrainingArguments, pipeline
 from transformers.integrations.peft import MIN_PEFT_VERSION
 from transformers.utils import logging as transformers_logging
 
 from soap_hf import PatchLayout, SOAPModelWrapper, SOAPProjection, attach_soap, fit_soap
-from soap_hf.runtime.errors import BackboneError, OutputError
+from soap_hf.heads.hub import Push, push_head
+from soap_hf.runtime.errors import BackboneError, HubError, OutputError
 from tests.attach.host_models import PlainViT
 from tests.conftest import random_projection
 
@@ -22,6 +24,13 @@ adapters_of_transformers = pytest.mark.skipif(
     Version(peft.__version__) < Version(MIN_PEFT_VERSION),
     reason=f"transformers' own add_adapter asks for peft {MIN_PEFT_VERSION}, and {peft.__version__} is installed",
 )
+
+
+@pytest.fixture
+def said(caplog, monkeypatch):
+    """What the package says, as a function."""
+    monkeypatch.setattr(logging.getLogger("soap_hf"), "propagate", True)
+    return lambda: caplog.text
 
 
 @pytest.fixture
@@ -137,6 +146,132 @@ def test_a_backbone_with_an_adapter_is_told_or_merged(
     model.save_pretrained(tmp_path / "whole", include_backbone=True)
     loaded = SOAPModelWrapper.from_pretrained(tmp_path / "whole")
     torch.testing.assert_close(clean(loaded, pixels), clean(model, pixels))
+
+
+def lora(*modules, **options):
+    return peft.LoraConfig(r=2, target_modules=["q_proj", *modules], init_lora_weights=False, **options)
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def fitted(wrapper, processor, images, tmp_path):
+    """A fitted head, saved in a folder."""
+    processor.save_pretrained(tmp_path / "vit")
+    fit_soap(tmp_path / "vit", images, mu=2, num_images=16, check=0, progress=False).save_pretrained(tmp_path / "head")
+    return SOAPModelWrapper.from_pretrained(tmp_path / "head")
+
+
+@adapters_of_transformers
+@pytest.mark.parametrize("place", ["apart", "head", "third"])
+@pytest.mark.parametrize("backbone", ["elsewhere", "included"])
+def test_a_head_that_changes_under_its_adapter_is_saved_with_it(place, backbone, fitted, pixels, tmp_path, said):
+    fitted.save_pretrained(tmp_path / "head", include_backbone=backbone == "included")
+    fitted = SOAPModelWrapper.from_pretrained(tmp_path / "head")
+    fitted.add_adapter(lora())
+    fitted.save_pretrained(tmp_path / "apart")
+    assert not (tmp_path / "apart" / "model.safetensors").exists()
+    before = clean(fitted, pixels)
+    loaded = AutoModel.from_pretrained(tmp_path / "apart").reweight(mu=3)
+    expected = clean(loaded, pixels)
+    assert not torch.allclose(before, expected)
+    loaded.save_pretrained(tmp_path / place)
+    for load in (AutoModel.from_pretrained, SOAPModelWrapper.from_pretrained):
+        again = load(tmp_path / place)
+        torch.testing.assert_close(clean(again, pixels), expected)
+        assert again.config.mu == 3
+        assert again.peft_config
+    assert "loses" not in said()
+    assert "fitted on" not in said()
+    again.save_pretrained(tmp_path / "adapter alone")  # the head lies where the adapter says
+    assert not (tmp_path / "adapter alone" / "model.safetensors").exists()
+    torch.testing.assert_close(clean(AutoModel.from_pretrained(tmp_path / "adapter alone"), pixels), expected)
+
+
+@adapters_of_transformers
+@pytest.mark.parametrize("owner", ["head", "backbone"])
+def test_a_disabled_adapter_is_not_merged(owner, fitted, processor, images, pixels, tmp_path, said):
+    bare = clean(fitted, pixels)
+    if owner == "head":
+        fitted.add_adapter(lora(modules_to_save=["layernorm"]))
+        assert not torch.allclose(clean(fitted, pixels), bare)
+        fitted.disable_adapters()
+    else:
+        backbone = AutoModel.from_pretrained(tmp_path / "vit")
+        backbone.add_adapter(lora())
+        backbone.disable_adapters()
+        fitted = SOAPModelWrapper.from_pretrained(tmp_path / "head", backbone=backbone)
+        fitted = SOAPModelWrapper.from_backbone(backbone, fitted.projections["-1"])
+        fitted.save_pretrained(tmp_path / "alone")
+        assert "loses" not in said()
+        torch.testing.assert_close(clean(AutoModel.from_pretrained(tmp_path / "alone"), pixels), bare)
+    torch.testing.assert_close(clean(fitted, pixels), bare)
+    fitted.save_pretrained(tmp_path / "whole", include_backbone=True)
+    assert not any("lora" in name for name in load_file(tmp_path / "whole" / "backbone" / "model.safetensors"))
+    torch.testing.assert_close(clean(AutoModel.from_pretrained(tmp_path / "whole"), pixels), bare)
+
+
+@adapters_of_transformers
+@pytest.mark.parametrize(
+    ("options", "adapters"),
+    [
+        ({"modules_to_save": ["layernorm"]}, 1),
+        ({"modules_to_save": ["layernorm"]}, 2),
+        ({"use_dora": True}, 2),
+        ({"bias": "lora_only"}, 1),
+    ],
+)
+def test_adapters_of_every_kind_are_merged_as_they_compute(options, adapters, fitted, pixels, tmp_path):
+    for number in range(adapters):
+        fitted.add_adapter(lora("fc1", **options), f"number {number}")
+    with torch.no_grad():
+        for name, weight in fitted.named_parameters():
+            if "lora" in name or "modules_to_save" in name or name.endswith("bias"):
+                weight.add_(0.1 * torch.randn(weight.shape))
+    fitted.set_adapter("number 0")
+    expected = clean(fitted, pixels)
+    fitted.save_pretrained(tmp_path / "whole", include_backbone=True)
+    shutil.rmtree(tmp_path / "vit")
+    torch.testing.assert_close(clean(AutoModel.from_pretrained(tmp_path / "whole"), pixels), expected)
+    torch.testing.assert_close(clean(fitted, pixels), expected)
+
+
+@adapters_of_transformers
+def test_a_folder_with_an_adapter_takes_no_head_that_it_does_not_belong_to(fitted, pixels, tmp_path):
+    fitted.add_adapter(lora())
+    fitted.save_pretrained(tmp_path / "head")
+    before = files(tmp_path / "head")
+    with pytest.raises(OutputError, match=r"head holds an adapter, which would be put on the head too"):
+        fitted.save_pretrained(tmp_path / "head", include_backbone=True)  # merged, it would count twice
+    other = SOAPModelWrapper.from_backbone(str(tmp_path / "vit"), random_projection(32))
+    with pytest.raises(OutputError, match=r"choose another folder, or remove its adapter_config\.json"):
+        other.save_pretrained(tmp_path / "head")
+    assert files(tmp_path / "head") == before
+
+
+@adapters_of_transformers
+def test_an_adapter_that_cannot_be_merged_is_refused(fitted, tmp_path, monkeypatch):
+    fitted.add_adapter(lora())
+
+    def merge(*_):
+        raise NotImplementedError("not this kind.")
+
+    monkeypatch.setattr(peft.tuners.lora.Linear, "merge", merge)
+    with pytest.raises(OutputError, match=r"q_proj of ViTModel cannot be merged \(not this kind\); save the adapter"):
+        fitted.save_pretrained(tmp_path / "whole", include_backbone=True)
+    assert not (tmp_path / "whole").exists()
+
+
+@adapters_of_transformers
+def test_a_head_is_pushed_without_an_adapter_only_by_name(fitted, tmp_path):
+    fitted.add_adapter(lora())
+    with pytest.raises(HubError, match="pass include_backbone=True to push it with its adapter merged, or push the"):
+        fitted.push_to_hub("me/head", backbone_id="me/vit")
+    fitted.save_pretrained(tmp_path / "head")
+    with pytest.raises(HubError, match="head holds an adapter, without which heads are pushed: merge it"):
+        push_head(tmp_path / "head", Push("me/head", backbone_id="me/vit"))
 
 
 def test_a_peft_model_is_refused_with_the_way_out(vit, images):

@@ -85,19 +85,74 @@ def test_another_live_backbone_is_told_and_so_is_one_under_an_attached_head(back
 def test_another_dtype_is_no_other_weights(fitted, used, stored, vit):
     file = vit.to(stored)
     digests = weight_digests(copy.deepcopy(file).to(fitted))
-    assert not has_other_weights(copy.deepcopy(file).to(used), digests)
+    assert not has_other_weights(weight_digests(copy.deepcopy(file).to(used)), digests)
     comparable = fitted == used or torch.float32 in (fitted, used)
-    assert has_other_weights(changed(copy.deepcopy(file).float()).to(used), digests) == comparable
+    assert has_other_weights(weight_digests(changed(copy.deepcopy(file).float()).to(used)), digests) == comparable
+
+
+def there_and_back(dtype):
+    return lambda backbone: backbone.to(dtype).float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_that_were_rounded_once_are_no_others(dtype, vit):
+    digests, rounded = weight_digests(vit), weight_digests(there_and_back(dtype)(copy.deepcopy(vit)))
+    assert rounded != digests
+    assert not has_other_weights(rounded, digests)
+    assert not has_other_weights(digests, rounded)
+
+
+def test_one_value_anywhere_that_changes_by_the_least_there_is_makes_other_weights(vit):
+    digests, generator = weight_digests(vit), torch.Generator().manual_seed(0)
+    weights = {name: weight for name, weight in vit.named_parameters() if not name.startswith("pooler.")}
+    for name, weight in weights.items():
+        values = weight.data.view(-1)
+        for place in (0, -1, *torch.randint(len(values), (3,), generator=generator).tolist()):
+            kept = values[place].clone()
+            values[place] = torch.nextafter(kept, torch.tensor(9.0))
+            assert has_other_weights(weight_digests(vit), digests), (name, place)
+            values[place] = kept
+    assert len(weights) > 10
+    assert weight_digests(vit) == digests
+
+
+def test_values_that_change_places_make_other_weights(vit):
+    vit.wide = torch.nn.Linear(1024, 4)
+    digests, weight = weight_digests(vit), vit.wide.weight.data
+    for axis in (0, 1):
+        weight.copy_(weight.roll(2, axis))
+        assert has_other_weights(weight_digests(vit), digests)
+        weight.copy_(weight.roll(-2, axis))
+    assert weight_digests(vit) == digests
+
+
+def test_statistics_of_a_batch_norm_count_as_weights(vit):
+    vit.norm = torch.nn.BatchNorm1d(4)
+    digests = weight_digests(vit)
+    vit.norm.running_mean += 1
+    assert has_other_weights(weight_digests(vit), digests)
+
+
+def test_digests_do_not_depend_on_threads_or_on_where_weights_lie_in_memory(vit):
+    digests, threads = weight_digests(vit), torch.get_num_threads()
+    for weight in vit.parameters():  # at an odd place, and in another order
+        wide = torch.empty(*weight.shape[:-1], weight.shape[-1] + 1)
+        wide[..., 1:] = weight.data
+        weight.data = wide[..., 1:]
+    torch.set_num_threads(threads + 1)
+    assert weight_digests(vit) == digests
+    torch.set_num_threads(threads)
 
 
 def test_a_pooler_that_the_checkpoint_lacks_is_no_weight(vit):
     digests = weight_digests(vit)
     vit.pooler = None
-    assert not has_other_weights(vit, digests)
+    assert weight_digests(vit) == digests
 
 
-def test_a_head_without_digests_is_taken_as_it_is(vit):
-    assert not has_other_weights(vit, {})
+@pytest.mark.parametrize("known", [{}, {"float32": "0123456789abcdef", "float16": "0123456789abcdef"}])
+def test_a_head_without_digests_or_with_those_of_a_few_values_is_taken_as_it_is(known, vit):
+    assert not has_other_weights(weight_digests(vit), known)
 
 
 def tokens(model: SOAPModelWrapper, pixels: torch.Tensor) -> torch.Tensor:
