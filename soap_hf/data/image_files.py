@@ -65,17 +65,29 @@ def image_name(value: Any, name: str) -> str:
 def turned_with_image(
     mask: Image.Image, mask_value: Any, image: Image.Image, image_value: Any
 ) -> tuple[Image.Image, list[str]]:
-    """A mask turned as the EXIF of its image says, if it has the size in which that is stored; and a note of it.
+    """A mask turned as the EXIF of its image says, if it has the shape in which that is stored; and a note of it.
 
-    Not if the mask says itself how to turn it, or if the image is one in memory, which nothing has turned.
+    Where the shape does not tell, since the turn keeps it (a mirror, half a turn, a square), the mask is taken as it
+    is, and the note says so. So is one that says itself how to turn it, and that of an image in memory, which nothing
+    has turned, without a note.
     """
     turn = TURNS.get(_orientation(image_value))
     if turn is None or _orientation(mask_value) in TURNS:
         return mask, []
-    stored = image.size[::-1] if turn in SIDEWAYS else image.size
-    if mask.size != stored:
-        return mask, []
-    return mask.transpose(turn), ["masks were turned as the EXIF orientation of their images says"]
+    as_seen = _has_shape(mask.size, image.size)
+    as_stored = _has_shape(mask.size, image.size[::-1]) if turn in SIDEWAYS else as_seen
+    if turn in SIDEWAYS and image.width != image.height and mask.size in (image.size, image.size[::-1]):
+        as_seen, as_stored = mask.size == image.size, mask.size != image.size  # nearly square
+    if as_stored and not as_seen:
+        return mask.transpose(turn), ["masks were turned as the EXIF orientation of their images says"]
+    unknown = "masks have the shape of their images both as stored and as turned by EXIF, and were taken as they are"
+    return mask, [unknown] * (as_stored and as_seen)
+
+
+def _has_shape(size: tuple[int, int], of: tuple[int, int]) -> bool:
+    """Whether two sizes have one aspect ratio, to a pixel of the smaller and 2 %."""
+    scaled = of[0] * size[1] / of[1]
+    return abs(scaled - size[0]) <= max(1.0, 0.02 * size[0])
 
 
 def _orientation(value: Any) -> int:
@@ -85,7 +97,8 @@ def _orientation(value: Any) -> int:
         return 1
     try:
         with Image.open(value["path"] if value["bytes"] is None else BytesIO(value["bytes"])) as image:
-            return image.getexif().get(ExifTags.Base.Orientation, 1)
+            # of HEIC, which its decoder has turned, the orientation that there was
+            return image.info.get("original_orientation") or image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # EXIF that cannot be read turns nothing
         return 1
 

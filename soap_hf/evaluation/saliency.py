@@ -14,7 +14,7 @@ from ..runtime.errors import DataError
 from .bilateral_solver import BilateralGrid, largest_region
 from .comparison import Comparison
 from .examples import Examples, short_names
-from .masks import USUAL, Mask, read_mask
+from .masks import USUAL, Mask, few_levels, levels_of_all, read_mask
 from .methods import layer_statistics
 from .results import Results
 from .saliency_metrics import accuracy, e_measure, f_measures, iou, s_measure
@@ -91,10 +91,8 @@ def evaluate_saliency(
         NonFiniteTokensError: a token holds NaN or Inf.
     """
     offset = layer_statistics(comparison.model, comparison.layer).mean if centred else None
-    prepare = partial(_pair, stride=patch_stride(comparison), image_size=image_size)
-    shown = examples.measured(_shows_object, list, share=comparison.share)
-    if not any(shows for part in shown for shows in part.value):
-        raise DataError("Every mask is empty or full, so that there is no object to find; check the masks.")
+    levels = _levels(examples, comparison.share)
+    prepare = partial(_pair, stride=patch_stride(comparison), image_size=image_size, levels=levels)
 
     def measure(pairs: list[Pair]) -> tuple[dict[str, float | np.ndarray] | None, list[str], str]:
         """What was measured of the image, unless its mask is empty; what may surprise of it; how its mask was read."""
@@ -135,23 +133,44 @@ def evaluate_saliency(
     return comparison.results("saliency", rows, METRICS, counts=counts, command=command, **settings)
 
 
-def _mask(example: Example) -> Mask:
+class Glance(NamedTuple):
+    """What a mask is by itself: its levels, whether there is an object and a background, and why that is unknown."""
+
+    levels: tuple[float, ...] | None
+    shows_object: bool
+    refusal: str | None = None
+
+
+def _glance(example: Example) -> Glance:
     if example.mask is None:
         raise DataError(f"{example.name} has no mask; give a folder of masks, or name the mask column.")
-    return read_mask(example.mask)
+    levels = few_levels(example.mask)
+    try:
+        found = read_mask(example.mask).object
+    except DataError as error:
+        return Glance(levels, True, f"The mask of {example.name} cannot be read: {error}")
+    return Glance(levels, bool(found.any() and not found.all()))
 
 
-def _shows_object(example: Example) -> bool:
-    found = _mask(example).object
-    return bool(found.any() and not found.all())
+def _levels(examples: Examples, share: bool) -> tuple[float, ...]:
+    """The levels of all masks, if they are few; a `DataError` if there is no object to find, or no telling which."""
+    glances = [glance for part in examples.measured(_glance, list, share=share) for glance in part.value]
+    if not any(glance.shows_object for glance in glances):
+        raise DataError("Every mask is empty or full, so that there is no object to find; check the masks.")
+    levels = levels_of_all(glance.levels for glance in glances)
+    refusal = next((glance.refusal for glance in glances if glance.refusal), None)
+    if refusal and 0 not in levels:
+        raise DataError(refusal)
+    return levels
 
 
-def _pair(example: Example, stride: int, image_size: tuple[int, int] | None) -> Pair:
+def _pair(example: Example, stride: int, image_size: tuple[int, int] | None, levels: tuple[float, ...]) -> Pair:
     """Runs in the processes that decode."""
     own_size = example.image.height, example.image.width
     rgb = resized(example.image, image_size or in_whole_patches(own_size, stride))
     shrunk = image_size is None and is_shrunk(own_size, stride)
-    return Pair(np.array(example.image), rgb, shrunk, _mask(example))
+    assert example.mask is not None  # `_glance` has seen it
+    return Pair(np.array(example.image), rgb, shrunk, read_mask(example.mask, levels))
 
 
 def _measure(

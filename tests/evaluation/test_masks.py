@@ -12,7 +12,7 @@ from soap_hf import SOAPModelWrapper
 from soap_hf.data.image_files import TURNS
 from soap_hf.evaluation.comparison import Comparison
 from soap_hf.evaluation.examples import Examples
-from soap_hf.evaluation.masks import read_mask
+from soap_hf.evaluation.masks import TWO_LEVELS, read_mask
 from soap_hf.evaluation.saliency import evaluate_saliency
 from soap_hf.runtime.errors import DataError
 from tests.conftest import noise_image
@@ -44,7 +44,42 @@ def several():
     return Image.fromarray(image)
 
 
+def numbers(*things, dtype=np.uint8):
+    """Classes side by side in the object."""
+    image = np.zeros(OBJECT.shape, dtype)
+    image[1:4, 2:5], image[1:4, 5:7] = things
+    return Image.fromarray(image)
+
+
+def of_its_own(*colours):
+    """A palette image whose numbers go from the object to the background, as quantisation may order them."""
+    image = Image.fromarray(np.where(OBJECT, 0, len(colours) - 1).astype(np.uint8), "P")
+    image.putpalette(np.array(colours).flatten().tolist())
+    return image
+
+
+def cut_out(mode, hidden=0):
+    """A picture with dark parts on a clear ground."""
+    colours = np.random.default_rng(0).integers(0, 255, (*OBJECT.shape, 4))
+    colours[2, 3:6, :3] = 0
+    colours[~OBJECT, :3] = hidden
+    image = Image.fromarray(np.dstack([colours[..., :3], np.where(OBJECT, 255, 0)]).astype(np.uint8), "RGBA")
+    return image.convert(mode)
+
+
 MASKS = {
+    "classes 7 and 255": numbers(7, 255),
+    "classes 13 and 130": numbers(13, 130),
+    "classes 40 and 200": numbers(40, 200),
+    "16 bits of classes 300 and 1000": numbers(300, 1000, dtype=np.uint16),
+    "32 bits of instances": numbers(1000, 70000, dtype=np.int32),
+    "classes as RGB": numbers(13, 130).convert("RGB"),
+    "palette of its own, red and black": of_its_own((255, 0, 0), (0, 0, 0)),
+    "palette of its own, three colours": of_its_own((255, 0, 0), (0, 9, 0), (0, 0, 0)),
+    "cut-out": cut_out("RGBA"),
+    "cut-out on hidden white": cut_out("RGBA", 255),
+    "grey cut-out": cut_out("LA"),
+    "clear ground round a drawn mask": coloured((0, 0, 0, 200), (255, 0, 0, 255), "RGBA"),
     "0 and 255": levels(0, 255),
     "0 and 1": levels(0, 1),
     "0 and 100": levels(0, 100),
@@ -132,26 +167,47 @@ def read(dataset, **kwargs):
     return [example for part in examples.measured(lambda example: example, list) for example in part.value]
 
 
-@pytest.mark.parametrize("orientation", TURNS)
-def test_a_mask_of_the_stored_size_is_turned_with_its_image(orientation, caplog):
+SIDEWAYS = [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("orientation", SIDEWAYS)
+@pytest.mark.parametrize("scale", [1, 2])
+def test_a_mask_of_the_stored_shape_is_turned_with_its_image(orientation, scale, caplog):
     image, mask = noise_image(3, (20, 12)), Image.new("L", (20, 12))
-    mask.paste(255, (2, 1, 9, 5))
+    mask.paste(255, (2, 2, 8, 6))
     file = stored(image, orientation)
     undone = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}.get(orientation, TURNS[orientation])
-    unturned = png(mask.transpose(undone))
+    unturned = png(mask.transpose(undone).reduce(scale))
     for example in read(pairs((file, unturned), (file, stored(mask, orientation)))):
         assert np.array_equal(example.image, image)
         assert np.array_equal(example.mask, mask)
     assert "1 masks were turned as the EXIF orientation of their images says: row 0" in caplog.text
 
 
-@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
-def test_a_mask_of_the_size_that_is_seen_is_left_as_it_is(orientation, caplog):
-    image, mask = noise_image(3, (20, 12)), Image.new("L", (20, 12))
-    mask.paste(255, (2, 1, 9, 5))
-    for example in read(pairs(*[(stored(image, orientation), png(mask))] * 2)):
+@pytest.mark.parametrize("orientation", SIDEWAYS)
+@pytest.mark.parametrize("scale", [1, 2])
+@pytest.mark.parametrize("size", [(20, 12), (64, 63)])
+def test_a_mask_of_the_shape_that_is_seen_is_left_as_it_is(orientation, scale, size, caplog):
+    if size == (64, 63) and scale == 2:
+        size = (68, 60)
+    image, mask = noise_image(3, size), Image.new("L", size)
+    mask.paste(255, (2, 2, 8, 6))
+    for example in read(pairs(*[(stored(image, orientation), png(mask.reduce(scale)))] * 2)):
         assert np.array_equal(example.mask, mask)
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("orientation", "size"), [*((turn, (20, 12)) for turn in (2, 3, 4)), *((turn, (16, 16)) for turn in SIDEWAYS)]
+)
+def test_a_mask_whose_shape_does_not_tell_is_taken_as_it_is_and_said(orientation, size, caplog):
+    image, mask = noise_image(3, size), Image.new("L", size)
+    mask.paste(255, (2, 2, 8, 6))
+    file = stored(image, orientation)
+    turned_by_itself = (file, stored(mask, orientation))
+    for example in read(pairs((file, png(mask)), (file, png(mask.reduce(2))), turned_by_itself)):
+        assert np.array_equal(example.mask, mask)
+    assert "2 masks have the shape of their images both as stored and as turned by EXIF, and were" in caplog.text
 
 
 def test_a_mask_of_another_aspect_ratio_is_told_by_name(caplog):
@@ -177,6 +233,35 @@ def test_images_without_an_object_are_left_out_counted_and_named(comparison, cap
     assert (found["counts"]["images"], found["counts"]["empty_masks"]) == (2, 1)
     assert found["means"]["raw"]["iou"] == np.mean([row["raw_iou"] for row in rows])
     assert "1 images have an empty mask, and are left out: row 1." in caplog.text
+
+
+def large(mask):
+    return mask.resize((32, 32), Image.Resampling.NEAREST)
+
+
+def test_levels_mean_the_same_in_all_masks(comparison):
+    one, two = Image.new("L", (32, 32), 1), Image.new("L", (32, 32), 2)
+    found = evaluated(comparison, large(levels(1, 2)), one, two)[2]
+    assert found["counts"]["empty_masks"] == 1  # level 1 is the background
+    assert found["counts"]["images"] == 2
+    things = Image.fromarray(np.where(OBJECT, 7, 13).astype(np.uint8))  # no background in it
+    found = evaluated(comparison, large(numbers(7, 13)), large(things))[2]
+    assert found["settings"]["masks"] == {"numbers of classes": 2}
+
+
+def test_numbers_without_a_background_are_refused_before_the_work(comparison, monkeypatch):
+    monkeypatch.setattr("soap_hf.evaluation.saliency._measure", None)
+    trimap = np.array(levels(2, 1))
+    trimap[1:4, 2:5] = 3
+    with pytest.raises(DataError, match=r"The mask of row 1 .* the levels 1, 2, 3: save the background as 0"):
+        evaluated(comparison, large(levels(1, 2)), large(Image.fromarray(trimap)))
+
+
+def test_soft_borders_are_no_classes(comparison):
+    edge = np.array(large(levels(0, 255)))
+    edge[4, 4:20] = [60, 190] * 8
+    found = evaluated(comparison, Image.fromarray(edge), large(levels(0, 254)))[2]
+    assert found["settings"]["masks"] == {"levels above the middle": 1, TWO_LEVELS: 1}
 
 
 def test_masks_that_are_all_empty_or_full_are_refused(comparison):
