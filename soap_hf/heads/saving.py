@@ -21,6 +21,7 @@ from ..runtime.vision_backbone import has_other_weights, load_backbone, weight_d
 from ..statistics.soap_statistics import STORED_COMPONENTS
 from .card import CARD_FILE, refresh_card
 from .opening import BACKBONE_FOLDER, FIGURES_FOLDER, INCLUDED_BACKBONE, OPTIONAL_FILES, statistics_file
+from .plain import is_on_module
 
 logger = logging.get_logger(__name__)
 
@@ -35,8 +36,14 @@ def save_head(
     include_backbone = include_backbone or (model.config.backbone_name_or_path or "").startswith("./")
     if getattr(model, "_hf_peft_config_loaded", False) and not include_backbone:
         return _save_adapter(model, target, **kwargs)
+    if include_backbone and is_on_module(model):
+        raise OutputError(
+            f"The backbone is a module of another library, {model.backbone.architecture}, whose code is not known: "
+            "save its weights yourself, and the head without include_backbone."
+        )
     if not include_backbone and (reason := _what_would_be_lost(model)):
-        logger.warning(f"{reason}: saving the head alone loses that; pass include_backbone=True to keep it.")
+        way = "save its state_dict yourself" if is_on_module(model) else "pass include_backbone=True to keep it"
+        logger.warning(f"{reason}: saving the head alone loses that; {way}.")
     loaded, image_processor = model.statistics_by_layer, model.image_processor  # may come from the Hub
     with staging_folder(target, OPTIONAL_FILES) as staging:
         whole = merged_backbone(model.backbone) if include_backbone else None
@@ -98,7 +105,7 @@ def _what_would_be_lost(model: Any) -> str | None:
 def _digests_of_reference(config: Any) -> dict[str, str]:
     """Digests of the backbone that a head refers to, as far as it is on this machine; empty if it is not."""
     name, revision = config.backbone_name_or_path, config.backbone_revision
-    if name is None:
+    if name is None or config.plain_backbone is not None:  # making it would run code
         return {}
     try:
         pin = {"revision": revision} if revision else {}
