@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from transformers import AutoConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from ..layout.references import BackboneReference
 from ..runtime import modeling_soap
 from ..runtime.errors import HubError, SOAPError
 from ..runtime.head_files import CONFIG_FILE, WEIGHTS_FILE, HeadSource, check_same_architecture, is_head_config
@@ -150,7 +151,9 @@ def code_files() -> list[Path]:
 
 def _refuse_local_backbone(reference: str | None, push: Push) -> None:
     """Refuses a head whose backbone others could not load."""
+    made = BackboneReference.parse(reference or "")  # a module of another library
     is_public = reference == INCLUDED_BACKBONE or (is_hub_id(reference) and not os.path.isdir(str(reference)))
+    is_public = is_public or (made is not None and not made.is_local)
     if not (is_public or push.backbone_id or push.include_backbone):
         raise HubError(
             f"The head's backbone is local ({reference or 'in memory'}), which means nothing to others: give the hub "
@@ -216,8 +219,11 @@ def _point_to_backbone(api: HfApi, config: SOAPConfig, push: Push) -> str | None
     """Pins the backbone to a commit of its repository; returns the licence that it has there."""
     if config.backbone_name_or_path == INCLUDED_BACKBONE:
         return None
+    if config.plain_backbone is not None and push.backbone_id is None:
+        return None  # how it is made stands in the config already
     if push.backbone_id is not None:
         config.backbone_name_or_path, config.backbone_revision = push.backbone_id, None
+        config.plain_backbone = None
     hub_id = str(config.backbone_name_or_path)
     info = retried(lambda: api.model_info(hub_id, revision=config.backbone_revision))
     config.backbone_revision = info.sha

@@ -35,7 +35,7 @@ def opened_for_head(config: SOAPConfig, given: Any, kwargs: dict[str, Any], head
     if isinstance(given, nn.Module):
         if not is_plain(given) and tokens is None:
             return None
-        return OpenedBackbone(given, tokens=_tokens(config, tokens), size=_size(config))
+        return OpenedBackbone(given, tokens=_tokens(config, tokens), size=fitted_size(config))
     if given is not None and given != config.backbone_name_or_path:
         reference = BackboneReference.parse(str(given))
     else:
@@ -57,7 +57,7 @@ def opened_for_head(config: SOAPConfig, given: Any, kwargs: dict[str, Any], head
             "make the module yourself and pass it as backbone=…."
         )
     module = reference.make(trusted).to(dtype and as_dtype(dtype))
-    return OpenedBackbone(module, tokens=_tokens(config, tokens), size=_size(config), reference=reference)
+    return OpenedBackbone(module, tokens=_tokens(config, tokens), size=fitted_size(config), reference=reference)
 
 
 def _tokens(config: SOAPConfig, given: Any) -> Any:
@@ -69,7 +69,7 @@ def _tokens(config: SOAPConfig, given: Any) -> Any:
     return config.plain_backbone["tokens"]
 
 
-def _size(config: SOAPConfig) -> tuple[int, int] | None:
+def fitted_size(config: SOAPConfig) -> tuple[int, int] | None:
     """`(height, width)` at which the head was fitted, else native."""
     sides = (config.fit or {}).get("image_size") or (config.plain_backbone or {}).get("image_size")
     return (sides[0], sides[1]) if sides else None
@@ -83,8 +83,8 @@ def put_on_module(config: SOAPConfig, opened: OpenedBackbone) -> PreTrainedModel
         BackboneError: the module gives no patch tokens.
     """
     live, stored = opened.model, config.plain_backbone
-    _check_sizes(stored or config.backbone, live)
-    size = _size(config) or probe_size(live)
+    check_sizes(stored or config.backbone, live)
+    size = fitted_size(config) or probe_size(live)
     tokens = _tokens_of_one(live, size)
     if stored is None:  # fitted on a model of transformers, whose tokens may come with others
         config.layouts = [opened.layout(-1, size).to_dict()]
@@ -133,10 +133,10 @@ def put_on_transformers(config: SOAPConfig, live: PreTrainedModel, fresh_config:
         HeadError: they do not; `LayoutError` if they are not found.
     """
     stored = config.plain_backbone or {}
-    _check_sizes(stored, live)
+    check_sizes(stored, live)
     warn_if_other_tokens(config, name_of(live))
     opened = OpenedBackbone(live)
-    size = _size(config) if opened.native_size is None else opened.native_size
+    size = fitted_size(config) if opened.native_size is None else opened.native_size
     layout = opened.layout(-1, size)
     width = layout.patches(opened.probe(size).tokens(-1), opened.probe(size).size).shape[-1]
     if width != config.hidden_sizes[0]:
@@ -160,7 +160,7 @@ def warn_if_other_tokens(config: SOAPConfig, name: str) -> None:
         )
 
 
-def _check_sizes(stored: Any, live: PreTrainedModel) -> None:
+def check_sizes(stored: Any, live: PreTrainedModel) -> None:
     """Refuses another depth or patch size, as far as both are known."""
     for name, words in SIZES.items() if stored is not None else ():
         here = stored.get(name) if isinstance(stored, dict) else getattr(stored, name, None)

@@ -90,8 +90,7 @@ class PlainBackbone(PreTrainedModel):
     @property
     def architecture(self) -> str:
         """The module's class, with the package it comes from."""
-        kind = type(self.module)
-        return f"{kind.__module__}.{kind.__qualname__}"
+        return architecture_of(self.module)
 
     def forward(
         self,
@@ -128,6 +127,11 @@ class PlainBackbone(PreTrainedModel):
                 "(B, N, D) or a map, with one row for each image."
             )
         return found
+
+
+def architecture_of(module: nn.Module) -> str:
+    """A module's class, with the package it comes from."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def name_of(model: nn.Module) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..runtime.errors import BackboneError, SOAPError, first_sentence
 from .detection import PatchLayout
+from .evidence import FEW_EXTRA_TOKENS
 from .plain import PlainBackbone, Tokens, TokenSource, is_token_shaped, listed, parts_of, run, seen_of
 from .probing import Probe, evaluation_mode, probe_size
 
@@ -104,8 +105,10 @@ def _takes_pixels_alone(function: Callable[..., Any]) -> bool:
 def _chosen(backbone: PlainBackbone, path: str, shaped: dict[str, Tensor], size: tuple[int, int]) -> str:
     """The part that is the patch tokens: by its name, as the only one, or as the only one that a probe confirms."""
     named = [key for key in PREFERRED if key in shaped]
-    if named or len(shaped) == 1:
-        return next(iter(named or shaped))
+    whole = [key for key, part in shaped.items() if _holds_grid(part, size, backbone.config.patch_size)]
+    for few in (named, whole, list(shaped)):
+        if len(few) == 1:
+            return few[0]
     confirmed = []
     for key in shaped:
         with suppress(SOAPError):
@@ -118,6 +121,16 @@ def _chosen(backbone: PlainBackbone, path: str, shaped: dict[str, Tensor], size:
             f"patch tokens: choose {listed(path, shaped)}."
         )
     return confirmed[0]
+
+
+def _holds_grid(part: Tensor, size: tuple[int, int], patch: int | None) -> bool:
+    """Whether a tensor has a token for each patch of an image, and few others."""
+    if patch is None:
+        return True
+    grid = size[0] // patch, size[1] // patch
+    if part.ndim == 4:
+        return grid in (tuple(part.shape[1:3]), tuple(part.shape[2:]))
+    return 0 <= part.shape[1] - grid[0] * grid[1] <= FEW_EXTRA_TOKENS
 
 
 @torch.no_grad()
@@ -163,6 +176,44 @@ def outputs_of_modules(backbone: PlainBackbone, call: Callable[[], Any]) -> dict
         for hook in hooks:
             hook.remove()
     return seen
+
+
+def module_that_makes(backbone: PlainBackbone, layout: PatchLayout, size: tuple[int, int]) -> tuple[str, PatchLayout]:
+    """The path of the last module inside a backbone whose output holds its patch tokens, and how they lie there.
+
+    `layout` is how they lie in the backbone's tokens, and `size` is `(height, width)` of the image to look at.
+
+    Raises:
+        BackboneError: there is none.
+    """
+    probe = Probe(backbone, size)
+    patches = layout.patches(probe.tokens(-1), size)
+    for path, output in reversed(outputs_of_modules(backbone, lambda: Probe(backbone, size)).items()):
+        if (found := _layout_of(patches, output, size)) is not None:
+            return path, found
+    raise BackboneError(
+        f"No module inside {type(backbone.module).__name__} makes the tokens at {str(backbone.tokens)!r}; pass "
+        "module=…, the path of one whose output holds them."
+    )
+
+
+def _layout_of(patches: Tensor, output: Tensor, size: tuple[int, int]) -> PatchLayout | None:
+    """How patch tokens `(B, *grid, D)` lie in what a module returns; `None` if they do not."""
+    if output.ndim == 4:
+        maps = {"channels_first": output.permute(0, 2, 3, 1), "channels_last": output}
+        orders = (
+            order for order, found in maps.items() if found.shape == patches.shape and torch.equal(found, patches)
+        )
+        order: Any = next(orders, None)
+        return PatchLayout(order=order) if order else None
+    row = patches.flatten(1, 2)
+    extra = output.shape[1] - row.shape[1]
+    if len(output) != len(row) or output.shape[-1] != row.shape[-1]:
+        return None
+    for prefix in range(extra + 1):
+        if torch.equal(output[:, prefix : prefix + row.shape[1]], row):
+            return PatchLayout(prefix=prefix, suffix=extra - prefix, stride=size[0] // patches.shape[1])
+    return None
 
 
 def described(backbone: PlainBackbone) -> dict[str, Any]:
