@@ -169,9 +169,7 @@ def _tower_sites(
     model: nn.Module, path: str, tower: PreTrainedModel, head: GivenHead, size: tuple[int, int]
 ) -> list[Site]:
     plain: Any = head.config and head.config.plain_backbone
-    if (
-        head.config is not None and plain
-    ):  # another order of the same weights has other digests, and tokens may come with others
+    if head.config is not None and plain:  # the same weights in another order have other digests
         check_sizes(plain, tower)
         warn_if_other_tokens(head.config, type(tower).__name__)
     elif head.config is not None:

@@ -116,7 +116,13 @@ def push_head(folder: str | os.PathLike, push: Push) -> str:
         HubError: the backbone is local, the repository cannot be written or holds something else, or the network
             failed; says which command repeats the push.
     """
-    _refuse_local_backbone(HeadRecord.open(folder).config.backbone_name_or_path, push)
+    config = HeadRecord.open(folder).config
+    if config.plain_backbone is not None and (push.backbone_id or push.include_backbone):
+        raise HubError(
+            "The head's backbone is a module of another library, which cannot go with it or be named by a hub id; if "
+            "transformers has it too, load the head there, from_pretrained(head, backbone=…), and push that one."
+        )
+    _refuse_local_backbone(config.backbone_name_or_path, push)
     with tempfile.TemporaryDirectory() as staging:
         config = _stage(Path(folder), Path(staging), push)
         try:
@@ -219,11 +225,10 @@ def _point_to_backbone(api: HfApi, config: SOAPConfig, push: Push) -> str | None
     """Pins the backbone to a commit of its repository; returns the licence that it has there."""
     if config.backbone_name_or_path == INCLUDED_BACKBONE:
         return None
-    if config.plain_backbone is not None and push.backbone_id is None:
+    if config.plain_backbone is not None:
         return None  # how it is made stands in the config already
     if push.backbone_id is not None:
         config.backbone_name_or_path, config.backbone_revision = push.backbone_id, None
-        config.plain_backbone = None
     hub_id = str(config.backbone_name_or_path)
     info = retried(lambda: api.model_info(hub_id, revision=config.backbone_revision))
     config.backbone_revision = info.sha

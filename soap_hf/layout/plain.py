@@ -81,6 +81,7 @@ class PlainBackbone(PreTrainedModel):
     def __init__(self, module: nn.Module, tokens: Tokens):
         super().__init__(PlainConfig(**seen_of(module)))
         self.module, self.tokens = module, tokens
+        self.name_or_path = architecture_of(module)  # what errors call it
         self.post_init()
         self.training = module.training
 
@@ -215,7 +216,7 @@ def seen_of(module: nn.Module) -> dict[str, Any]:
     if patch is None and first is not None and first.kernel_size == first.stride:
         patch = int(first.kernel_size[0]), int(first.kernel_size[1])
     sides = _pair(places, "img_size") or _pair(places, "image_size") or _size_of_timm(module)
-    depths = [len(list(part.children())) for part in module.modules() if _is_row_of_blocks(part)]
+    depths = [len(part._modules) for part in module.modules() if _is_row_of_blocks(part)]
     return {
         "image_size": sides and list(sides),
         "patch_size": patch[0] if patch and patch[0] == patch[1] else None,
