@@ -103,6 +103,11 @@ def fit_soap(
     chosen = FitArguments.of("fit_soap", arguments)
     join_processes(chosen.device)
     opened = _opened_backbone(backbone, chosen, tokens or chosen.tokens)
+    if opened.plain is not None and chosen.layer not in (-1, [-1], (-1,)):
+        raise BackboneError(
+            f"{name_of(opened.model)} is a module of another library, which has one tensor of tokens: instead of "
+            'layer pass tokens="blocks.7", the path of the module that makes those of a layer, in a fit for each.'
+        )
     if opened.num_channels != 3:
         raise BackboneError(
             f"{name_of(opened.model)} takes images of {opened.num_channels} channels, but a fit makes RGB; pass "
@@ -221,11 +226,6 @@ def _opened_backbone(backbone: str | os.PathLike | nn.Module, chosen: FitArgumen
 
 def _layers(opened: OpenedBackbone, size: tuple[int, int], wanted: Any) -> list[int]:
     """The layers asked for; of `"all"` those whose patch tokens are found, and the last one after its norm."""
-    if opened.plain is not None and wanted not in (-1, [-1], (-1,)):
-        raise BackboneError(
-            f"{name_of(opened.model)} is a module of another library, which has one tensor of tokens: instead of "
-            'layer pass tokens="blocks.7", the path of the module that makes those of a layer, in a fit for each.'
-        )
     if wanted != "all":
         return [wanted] if isinstance(wanted, int) else [int(single) for single in wanted]
     states = getattr(opened.probe(size, hidden_states=True).outputs, "hidden_states", None) or ()

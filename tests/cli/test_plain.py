@@ -107,10 +107,11 @@ def test_arguments_tokens_and_colours_are_options(run, factory, photos, tmp_path
         ("--layer", "1", "instead of layer pass tokens"),
     ],
 )
-def test_bad_options_are_refused(refused, factory, photos, option, value, what):
-    assert what in refused("fit", factory, photos, "--output", "other", *SMALL, TRUST, option, value).replace(
-        "\n", " "
-    )
+def test_bad_options_are_refused(run, factory, photos, tmp_path, option, value, what):
+    status, _, err = run("fit", factory, photos, "--output", "other", *SMALL, TRUST, option, value)
+    assert status != 0
+    assert what in err.splitlines()[-1]
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_head_of_a_module_works_in_pipelines(head, photos):
@@ -121,35 +122,18 @@ def test_a_head_of_a_module_works_in_pipelines(head, photos):
 
 
 def test_two_processes_write_the_head_of_one(run, factory, photos, tmp_path):
-    fit = (
-        "fit",
-        factory,
-        str(photos),
-        "--num-images",
-        "24",
-        "--check",
-        "0",
-        "--mu",
-        "2",
-        *SMALL,
-        TRUST,
-        "--no-figures",
-    )
+    small = ("--num-images", "24", "--check", "0", "--mu", "2", *SMALL, TRUST, "--no-figures")
+    fit = ("fit", factory, str(photos), *small)
     status, _, err = run(*fit, "--output", "one")
     assert status == 0, err
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "soap_hf",
-    ]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}"}
     done = subprocess.run(
-        [*launcher, *fit, "--output", "two"], cwd=tmp_path, env=environment, capture_output=True, text=True
+        [*launcher, "-m", "soap_hf", *fit, "--output", "two"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = (SOAPStatistics.load(tmp_path / name / "statistics.safetensors") for name in ("one", "two"))
