@@ -51,7 +51,8 @@ def convert_vit(
 
     Args:
         checkpoint (`str` or `os.PathLike`): a file of torch or safetensors: of a training, with `teacher` and
-            `student`; with a `state_dict`; or the weights themselves. The prefixes `module.` and `backbone.` may be there.
+            `student`; with a `state_dict`; or the weights themselves. The prefixes `module.` and `backbone.` may be
+            there.
         output (`str` or `os.PathLike`): the folder.
         weights (`str`, defaults to `"teacher"`): which of a training's, `"teacher"` or `"student"`.
         num_heads (`int`, *optional*): of attention; default: one for each 64 of the width.
