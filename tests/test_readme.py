@@ -48,8 +48,6 @@ def test_the_page_on_plain_modules_runs_and_names_real_options(tmp_path: Path, m
         exec(compile(block, "plain-modules.md", "exec"), names)
     assert names["clean"].shape == (1, 64, 32)
     assert not names["module"].blocks[1]._forward_hooks
-    options = {
-        option for command in get_command(app).commands.values() for one in command.params for option in one.opts
-    }
-    options |= {"--trust-remote-code"}
+    commands = get_command(app).commands.values()
+    options = {option for command in commands for single in command.params for option in single.opts}
     assert set(re.findall(r"--[a-z][a-z-]+", page)) <= options

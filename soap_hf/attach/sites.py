@@ -156,10 +156,11 @@ def _module_sites(model: nn.Module, head: GivenHead, inputs: Inputs | None) -> t
             "The tokens of this head were made by a function, so where the model makes them is not known; pass "
             "module=…, the path of the module whose output they are."
         )
-    opened = OpenedBackbone(model.get_submodule(found[0]), tokens=plain["tokens"])
+    size = image_size_of(inputs) or fitted_size(head.config)
+    opened = OpenedBackbone(model.get_submodule(found[0]), tokens=plain["tokens"], size=size)
     check_sizes(plain, opened.model)
     warn_of_other_weights(opened.model, head.config.backbone_digests)
-    size = image_size_of(inputs) or fitted_size(head.config) or probe_size(opened.model)
+    size = size or probe_size(opened.model)
     inside, layout = module_that_makes(opened.model, head.layouts[-1], size)
     path = ".".join(part for part in (found[0], inside) if part)
     return path, [head.site(model.get_submodule(path), -1, -1, layout)], Host(model, size, inputs)
