@@ -58,11 +58,11 @@ save, load and attach a head on each. *Found at* is where their tokens are found
 {plain}
 
 Eight models of timm {timm} and two of torchvision {torchvision} with random weights go through the same, live,
-by `python -m tests.timm_matrix`, which is not part of the tests: vit_tiny_patch16_224, vit_small_patch14_reg4_dinov2,
-deit_tiny_distilled_patch16_224, swin_tiny_patch4_window7_224, convnext_atto, resnet18, hiera_tiny_224,
-vit_base_patch16_rope_reg1_gap_256; vit_b_16, vit_b_32. Their tokens are found, and a head comes back bit for bit. Pixels
-made by timm's settings are those of timm's own transform, up to one pixel where the margin of the crop is odd
-(resnet18). Torch.hub's own DINOv2, DINOv3 and CAPI were not at hand.
+by `python -m tests.timm_matrix`, which is not part of the tests: vit_tiny_patch16_224,
+vit_small_patch14_reg4_dinov2, deit_tiny_distilled_patch16_224, swin_tiny_patch4_window7_224, convnext_atto, resnet18,
+hiera_tiny_224, vit_base_patch16_rope_reg1_gap_256; vit_b_16, vit_b_32. Their tokens are found, and a head comes back
+bit for bit. Pixels made by timm's settings are those of timm's own transform, up to one pixel where the margin of the
+crop is odd (resnet18). Torch.hub's own DINOv2, DINOv3 and CAPI were not at hand.
 
 ## Not in the table
 

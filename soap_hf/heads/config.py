@@ -114,7 +114,11 @@ def _refuse_absurd_values(values: dict[str, Any]) -> None:
 def _is_plain(values: Any) -> bool:
     """Whether this says of a module what a head keeps of one."""
     kinds: dict[str, Any] = {"architecture": str, "num_parameters": int, "tokens": str | None, "reference": dict}
-    return isinstance(values, dict) and all(isinstance(values.get(name), kind) for name, kind in kinds.items())
+    kinds |= dict.fromkeys(("num_hidden_layers", "patch_size", "num_channels"), int | None)
+    if not isinstance(values, dict) or not all(isinstance(values.get(name), kind) for name, kind in kinds.items()):
+        return False
+    sides = values.get("image_size") or [1, 1]
+    return isinstance(sides, list) and [type(side) for side in sides] == [int, int] and 0 < max(sides) <= MAX_COUNT
 
 
 def _is_list_of(kind: type, values: Any) -> bool:

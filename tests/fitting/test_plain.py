@@ -1,5 +1,6 @@
 """A fit takes a module of any library, and its head comes back: live, by reference, in another process."""
 
+import json
 import logging
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from torch import nn
 from transformers import AutoImageProcessor, AutoModel
 
 from soap_hf import SOAPModelWrapper, attach_soap, fit_soap
-from soap_hf.runtime.errors import BackboneError, CheckpointError, HeadError, LayoutError, OutputError
+from soap_hf.heads.hub import Push, push_head
+from soap_hf.runtime import modeling_soap
+from soap_hf.runtime.errors import BackboneError, CheckpointError, HeadError, HubError, LayoutError, OutputError
 from tests.conftest import ROOT, noise_image, random_projection
 from tests.plain_modules import STYLES, CapiStyle, PlainMAE, RotaryViT, TimmStyle, build
 
@@ -393,3 +396,47 @@ def test_a_head_is_put_on_by_hand_too(caplog):
     assert torch.equal(raw[:, :4], clean[:, :4])
     assert not torch.equal(raw[:, 4:], clean[:, 4:])
     assert model.patch_tokens(pixels).shape == (1, 3, 5, 32)
+
+
+def test_what_means_nothing_to_others_is_not_pushed(small_images, processor, hub, tmp_path):
+    how = {"image_processor": processor, "mu": 2, **QUIET}
+    live = fit_soap(RotaryViT(), small_images, **how)
+    local = fit_soap(f"torchhub:{hub}:tiny", small_images, trust_remote_code=True, **how)
+    for model in (live, local):
+        with pytest.raises(HubError, match="The head's backbone is local"):
+            model.push_to_hub("me/head")
+        model.save_pretrained(tmp_path / "head")
+        with pytest.raises(HubError, match="cannot go with it or be named by a hub id"):
+            push_head(tmp_path / "head", Push("me/head", backbone_id="facebook/vit-mae-base"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"reference": {"kind": "factory", "name": "os", "entry": "system('ls')"}},
+        {"reference": {"kind": "spell"}},
+        {"reference": {"kind": "live", "more": 1}},
+        {"reference": "os:system"},
+        {"image_size": "large"},
+        {"image_size": [10**9, 10**9]},
+        {"num_hidden_layers": "two"},
+        {"architecture": None},
+    ],
+)
+def test_a_config_from_a_stranger_that_says_nothing_is_refused(change, small_images, processor, tmp_path):
+    model = SOAPModelWrapper.from_backbone(RotaryViT(), random_projection(32), image_size=32)
+    model.save_pretrained(tmp_path / "head")
+    config = json.loads((tmp_path / "head" / "config.json").read_text())
+    config["plain_backbone"].update(change)
+    (tmp_path / "head" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(HeadError):
+        AutoModel.from_pretrained(tmp_path / "head", trust_remote_code=True)
+
+
+def test_the_code_beside_a_head_says_that_it_is_not_enough(tmp_path):
+    model = SOAPModelWrapper.from_backbone(RotaryViT(), random_projection(32), image_size=32)
+    model.save_pretrained(tmp_path / "head")
+    with pytest.raises(
+        HeadError, match=r"names no backbone of transformers; load it .*or with soap-hf"
+    ):
+        modeling_soap.SOAPModelWrapper.from_pretrained(tmp_path / "head")
