@@ -17,9 +17,11 @@ from transformers import CONFIG_MAPPING, MODEL_MAPPING, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from soap_hf import PatchLayout, SOAPModelWrapper
+from soap_hf.layout.backbone import OpenedBackbone
 from soap_hf.layout.probing import Probe
 from soap_hf.runtime.errors import SOAPError
 from soap_hf.runtime.patch_layout import layer_tokens
+from tests import plain_modules
 from tests.conftest import random_projection
 from tests.tiny_backbones import COMPOSITES, TINY_BACKBONES, TinyBackbone
 
@@ -45,6 +47,22 @@ FOOTER = """
 
 Of these composite models the vision tower is taken, by name or live, and loaded whole or not at all:
 {composites}.
+
+## Modules of other libraries
+
+Small random modules in the styles of other libraries (`tests/plain_modules.py`), measured likewise; the tests fit,
+save, load and attach a head on each. *Found at* is where their tokens are found without being told.
+
+| style | found at | tokens | sizes | layers |
+|---|---|---|---|---|
+{plain}
+
+Eight models of timm {timm} and two of torchvision {torchvision} with random weights go through the same, live,
+by `python -m tests.timm_matrix`, which is not part of the tests: vit_tiny_patch16_224,
+vit_small_patch14_reg4_dinov2, deit_tiny_distilled_patch16_224, swin_tiny_patch4_window7_224, convnext_atto, resnet18,
+hiera_tiny_224, vit_base_patch16_rope_reg1_gap_256; vit_b_16, vit_b_32. Their tokens are found, and a head comes back
+bit for bit. Pixels made by timm's settings are those of timm's own transform, up to one pixel where the margin of the
+crop is odd (resnet18). Torch.hub's own DINOv2, DINOv3 and CAPI were not at hand.
 
 ## Not in the table
 
@@ -162,6 +180,18 @@ def is_compiled(model: torch.nn.Module, arguments: dict[str, torch.Tensor]) -> b
     return torch.allclose(layer_tokens(compiled, -1), layer_tokens(expected, -1), atol=1e-5)
 
 
+def measure_plain(name: str) -> str:
+    """Runs a module of a style of another library and gives its line of the table."""
+    module, size = plain_modules.build(name), (plain_modules.SIZE, plain_modules.SIZE)
+    opened = OpenedBackbone(module, size=size)
+    layout, found = opened.layout(-1, size), str(opened.model.tokens)
+    wrapper = SOAPModelWrapper.from_backbone(module, None, image_size=size)
+    trials = {"larger": (64, 64), "not square": (32, 64), "ragged": (35, 37)}
+    works = [trial for trial, other in trials.items() if lays_out(wrapper, other)]
+    taken = "any" if works == list(trials) else "multiples of the patch" if len(works) == 2 else "native only"
+    return f"| {name} | {f'`{found}`' if found else 'its output'} | {token_words(layout)} | {taken} | by path |"
+
+
 def packed_types() -> list[str]:
     """Vision types whose forward needs more than pixels, and that no tiny backbone stands for."""
     found = set()
@@ -178,7 +208,9 @@ def packed_types() -> list[str]:
 def table() -> str:
     """The whole page."""
     rows = "\n".join(measure(name).line() for name in TINY_BACKBONES)
-    footer = FOOTER.format(composites=", ".join(COMPOSITES), packed=", ".join(packed_types()))
+    plain = "\n".join(measure_plain(name) for name in plain_modules.STYLES)
+    versions = {"timm": "1.0.31", "torchvision": "0.28.0"}
+    footer = FOOTER.format(composites=", ".join(COMPOSITES), packed=", ".join(packed_types()), plain=plain, **versions)
     return HEADER.format(version=transformers.__version__) + rows + "\n" + footer
 
 

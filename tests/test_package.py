@@ -123,7 +123,7 @@ WINGS = (
     ("heads",),
     ("evaluation",),
     ("fitting",),
-    ("attach", "extract", "figures", "pipelines"),
+    ("attach", "convert", "extract", "figures", "pipelines"),
     ("cli",),
 )
 """The floors of the house: a wing imports those below it."""
@@ -181,9 +181,11 @@ def test_every_wing_names_its_door():
 
 def test_nothing_opens_a_pickle():
     for path in SOURCES:
-        assert not re.search(r"torch\.load\b|pickle|joblib|\bdill\b|allow_pickle", path.read_text(encoding="utf-8")), (
-            path
-        )
+        text = path.read_text(encoding="utf-8")
+        loads = re.findall(r"torch\.load\(.*", text)
+        assert not loads or (path.name == "convert.py" and all("weights_only=True" in load for load in loads)), path
+        rest = re.sub(r"torch\.load\(.*", "", text)
+        assert not re.search(r"torch\.load\b|pickle|joblib|\bdill\b|allow_pickle", rest), path
 
 
 def test_a_head_is_small(tmp_path):

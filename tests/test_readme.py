@@ -37,3 +37,17 @@ def test_every_linked_file_is_there():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
     assert links
     assert [link for link in links if not (EXAMPLES.parent / link).exists()] == []
+
+
+def test_the_page_on_plain_modules_runs_and_names_real_options(tmp_path: Path, monkeypatch):
+    page = (EXAMPLES.parent / "docs" / "plain-modules.md").read_text(encoding="utf-8")
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
+        exec(compile(block, "plain-modules.md", "exec"), names)
+    assert names["clean"].shape == (1, 64, 32)
+    assert not names["module"].blocks[1]._forward_hooks
+    commands = get_command(app).commands.values()
+    options = {option for command in commands for single in command.params for option in single.opts}
+    assert set(re.findall(r"--[a-z][a-z-]+", page)) <= options

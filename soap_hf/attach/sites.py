@@ -13,8 +13,12 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 from ..heads.config import SOAPConfig
 from ..heads.model import SOAPModelWrapper
 from ..heads.opening import HeadRecord
+from ..heads.plain import check_sizes, fitted_size, warn_if_other_tokens
+from ..layout.backbone import OpenedBackbone
 from ..layout.detection import PatchLayout
+from ..layout.plain import architecture_of
 from ..layout.probing import Probe, probe_size
+from ..layout.tokens import module_that_makes
 from ..runtime.errors import BackboneError, HeadError, LayoutError
 from ..runtime.head_files import check_same_architecture
 from ..runtime.projection import SOAPProjection
@@ -96,6 +100,9 @@ def find_sites(model: nn.Module, module: str, head: GivenHead, inputs: Inputs | 
     Gives the path of the vision backbone or of the module named, the sites, and the model to be run.
     """
     towers = find_towers(model)
+    of_transformers = any(isinstance(tower, PreTrainedModel) for tower in towers.values())
+    if module == "auto" and not of_transformers and (sites := _module_sites(model, head, inputs)) is not None:
+        return sites
     path = _only_tower(model, towers, head) if module == "auto" else module
     name = type(model).__name__
     try:
@@ -108,6 +115,7 @@ def find_sites(model: nn.Module, module: str, head: GivenHead, inputs: Inputs | 
     around = next((tower for above, tower in towers.items() if is_inside(path, above)), None)
     fitted_on: Any = head.config and head.config.backbone
     usual = probe_size(around) if isinstance(around, PreTrainedModel) else fitted_on and native_image_size(fitted_on)
+    usual = usual or (head.config and fitted_size(head.config))
     host = Host(model, image_size_of(inputs) or usual or (224, 224), inputs)
     return path, [_plain_site(host, path, target, head)], host
 
@@ -134,10 +142,38 @@ def _only_tower(model: nn.Module, towers: dict[str, nn.Module], head: GivenHead)
     return path
 
 
+def _module_sites(model: nn.Module, head: GivenHead, inputs: Inputs | None) -> tuple[str, list[Site], Host] | None:
+    """Where the tokens of a head of a module of another library are made in such a module, or in a part that is one.
+
+    `None` if the head is of a transformers model, or there is no such module.
+    """
+    plain: Any = head.config and head.config.plain_backbone
+    found = [path for path, part in model.named_modules() if plain and architecture_of(part) == plain["architecture"]]
+    if not found or head.config is None:
+        return None
+    if plain["tokens"] is None:
+        raise BackboneError(
+            "The tokens of this head were made by a function, so where the model makes them is not known; pass "
+            "module=…, the path of the module whose output they are."
+        )
+    size = image_size_of(inputs) or fitted_size(head.config)
+    opened = OpenedBackbone(model.get_submodule(found[0]), tokens=plain["tokens"], size=size)
+    check_sizes(plain, opened.model)
+    warn_of_other_weights(opened.model, weight_digests(opened.model), head.config.backbone_digests)
+    size = size or probe_size(opened.model)
+    inside, layout = module_that_makes(opened.model, head.layouts[-1], size)
+    path = ".".join(part for part in (found[0], inside) if part)
+    return path, [head.site(model.get_submodule(path), -1, -1, layout)], Host(model, size, inputs)
+
+
 def _tower_sites(
     model: nn.Module, path: str, tower: PreTrainedModel, head: GivenHead, size: tuple[int, int]
 ) -> list[Site]:
-    if head.config is not None:
+    plain: Any = head.config and head.config.plain_backbone
+    if head.config is not None and plain:  # the same weights in another order have other digests
+        check_sizes(plain, tower)
+        warn_if_other_tokens(head.config, type(tower).__name__)
+    elif head.config is not None:
         check_same_architecture(head.config.backbone, tower.config)
         warn_of_other_weights(tower, weight_digests(tower), head.config.backbone_digests)
     hooked = any(getattr(part, "_output_capturing_hooks_installed", False) for part in model.modules())
@@ -153,7 +189,7 @@ def _tower_sites(
     probe = Probe(tower, size, any(layer >= 0 for layer in offered))
     sites = []
     for layer in offered:
-        layout = head.layouts.get(layer) or PatchLayout.from_probe(probe, layer)
+        layout = (None if plain else head.layouts.get(layer)) or PatchLayout.from_probe(probe, layer)
         where = f"layer {layer} of {path or type(tower).__name__}"
         _check_tokens(probe.tokens(layer), layout, size, head.projections[layer], where)
         sites.append(head.site(source, layer, layer, layout))

@@ -1,4 +1,4 @@
-"""The command line: `soap-hf fit | score | tune | info | extract | evaluate | figures | push`."""
+"""The command line: `soap-hf fit | score | tune | info | extract | evaluate | figures | push | convert`."""
 
 import sys
 from typing import Annotated, Any
@@ -9,6 +9,7 @@ from ..compat import argument_error
 from ..heads.printing import failure, patient_streams, show
 from ..runtime.errors import SOAPError, first_sentence
 from ..version import __version__
+from .convert import Convert
 from .evaluate import Knn, Matching, Position, Saliency, Segmentation
 from .extract import Extract
 from .figures import draw_figures
@@ -39,6 +40,7 @@ app.command("extract")(Extract)
 app.command("figures")(draw_figures)
 app.command("info")(info)
 app.command("push")(PushHead)
+app.command("convert")(Convert)
 app.add_typer(evaluate, name="evaluate")
 for evaluation in (Matching, Position, Knn, Segmentation, Saliency):
     evaluate.command(evaluation.__name__.lower())(evaluation)

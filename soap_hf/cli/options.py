@@ -8,7 +8,12 @@ import typer
 
 from ..runtime.errors import SOAPError, first_sentence
 
-Backbone = Annotated[str, typer.Argument(metavar="BACKBONE", help="Hub id or folder of the backbone.")]
+Backbone = Annotated[
+    str,
+    typer.Argument(
+        metavar="BACKBONE", help="Hub id or folder of the backbone, torchhub:…, timm:… or package.module:function."
+    ),
+]
 DatasetName = Annotated[str, typer.Argument(metavar="DATASET", help="Hub id, folder of images, or parquet file.")]
 Head = Annotated[str, typer.Argument(metavar="HEAD", help="Folder or hub id of a head.")]
 IncludeBackbone = Annotated[bool, typer.Option("--include-backbone", help="Put the backbone beside the head.")]

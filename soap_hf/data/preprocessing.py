@@ -1,12 +1,14 @@
 """From images to the pixels that a backbone expects: one image processor, one size, real and synthetic alike."""
 
+import math
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import ViTImageProcessorPil
+from transformers import CLIPImageProcessorPil, ViTImageProcessorPil
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
@@ -52,6 +54,51 @@ def load_image_processor(name_or_path: str | None, fallback_size: tuple[int, int
     )
     colours = {"image_mean": list(IMAGENET_DEFAULT_MEAN), "image_std": list(IMAGENET_DEFAULT_STD)}
     return _plain_processor(fallback_size, **colours)
+
+
+def timm_processor(settings: Mapping[str, Any]) -> Any:
+    """The image processor that timm's `pretrained_cfg` describes: its size, crop, interpolation, mean and std.
+
+    Images are resized so that the crop is `crop_pct` of them: about the shorter side, or squashed if `crop_mode` says
+    so.
+
+    Raises:
+        DataError: it has no input size, mean or std.
+
+    Example:
+        >>> processor = timm_processor({"input_size": (3, 224, 224), "mean": (0.5,) * 3, "std": (0.5,) * 3})
+        >>> processor(Image.new("RGB", (300, 200)), return_tensors="pt")["pixel_values"].shape
+        torch.Size([1, 3, 224, 224])
+    """
+    try:
+        _, height, width = settings["input_size"]
+        colours = {"image_mean": list(settings["mean"]), "image_std": list(settings["std"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError("The pretrained_cfg has no input_size, mean or std; pass image_processor.") from error
+    share, mode = settings.get("crop_pct") or 0.875, settings.get("crop_mode") or "center"
+    resample = _TIMM_FILTERS.get(str(settings.get("interpolation")), Image.Resampling.BICUBIC)
+    crop = {"height": height, "width": width}
+    size: dict[str, int] = {"shortest_edge": math.floor(max(height, width) / share)}
+    if mode == "squash":
+        size = {"height": math.floor(height / share), "width": math.floor(width / share)}
+    return CLIPImageProcessorPil(size=size, crop_size=crop, resample=resample, do_convert_rgb=True, **colours)
+
+
+_TIMM_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+
+
+def with_colours(processor: Any, mean: Any = None, std: Any = None) -> Any:
+    """The processor with another mean and std of the three channels, where they are given."""
+    given = {"image_mean": mean, "image_std": std}
+    given = {name: list(value) for name, value in given.items() if value is not None}
+    return type(processor).from_dict({**processor.to_dict(), **given}) if given else processor
 
 
 def _plain_processor(size: tuple[int, int], **colours: Any) -> Any:

@@ -122,5 +122,7 @@ def is_removed(row: dict[str, Any]) -> bool:
 def backbone_label(config: SOAPConfig) -> str:
     """What to call a head's backbone in a figure: its hub id, or the last part of its path."""
     reference = config.backbone_name_or_path or ""
+    if config.plain_backbone and not reference:
+        return str(config.plain_backbone["architecture"]).rpartition(".")[2]
     is_path = os.path.isabs(reference) or reference.startswith(".")
     return (Path(reference).name if is_path else reference) or getattr(config.backbone, "model_type", "backbone")

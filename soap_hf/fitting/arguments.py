@@ -1,7 +1,9 @@
 """The arguments of a fit: names, defaults, help and checks, once."""
 
+import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +22,34 @@ def parse_fit_mu(text: str) -> float | str:
         DataError: it is none of them.
     """
     return text if text == "matching" else parse_mu(text)
+
+
+def parse_channels(text: str) -> tuple[float, ...]:
+    """Three numbers, for red, green and blue.
+
+    Example:
+        >>> parse_channels("0.5,0.5,0.5")
+        (0.5, 0.5, 0.5)
+    """
+    with suppress(ValueError):
+        if len(numbers := tuple(float(part) for part in text.split(","))) == 3:
+            return numbers
+    raise DataError(f"{text!r} is not a number for each of three channels; give e.g. 0.5,0.5,0.5.")
+
+
+def parse_named(text: str) -> dict[str, Any]:
+    """Arguments by name, as JSON or as a recipe has them.
+
+    Example:
+        >>> parse_named('{"pretrained": false}')
+        {'pretrained': False}
+    """
+    import yaml
+
+    with suppress(yaml.YAMLError):
+        if isinstance(values := yaml.safe_load(text), dict) and all(isinstance(name, str) for name in values):
+            return values
+    raise DataError(f"{text!r} is no object of JSON; give arguments by name, e.g. '{{\"pretrained\": true}}'.")
 
 
 @dataclass(kw_only=True)
@@ -62,6 +92,9 @@ class FitArguments(ImageArguments):
             ends the fit; it is left to the caller to remove it.
         checkpoint_every (`int`, *optional*): write it after so many images, too.
         resume (`bool`, defaults to `False`): go on from there.
+        tokens (`str`, *optional*): of a module of another library, where its patch tokens are; see [`fit_soap`].
+        mean, std (three `float`, *optional*): of the pixels' channels, instead of the image processor's.
+        backbone_arguments (`dict`, *optional*): what makes a backbone by reference is called with.
         progress (`bool`, defaults to `True`): show bars, and a table of components at the end.
 
     Raises:
@@ -105,6 +138,18 @@ class FitArguments(ImageArguments):
         None, "Images between two checkpoints; default: only when interrupted.", least=1
     )
     resume: bool = argument(False, "Go on from the checkpoint.", flag="--resume")
+    tokens: str | None = argument(
+        None, "Of a plain module: where its tokens are, e.g. blocks.11 or forward_features:x_norm_patchtokens."
+    )
+    mean: Sequence[float] | None = argument(
+        None, "Mean of the channels; default: the image processor's.", parser=parse_channels, metavar="R,G,B"
+    )
+    std: Sequence[float] | None = argument(
+        None, "Standard deviation of the channels, likewise.", parser=parse_channels, metavar="R,G,B"
+    )
+    backbone_arguments: dict[str, Any] | None = argument(
+        None, "What a backbone by reference is made with.", parser=parse_named, metavar="JSON"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -125,6 +170,12 @@ class FitArguments(ImageArguments):
             raise DataError("checkpoint_every and resume need to know where the checkpoint lies; pass checkpoint=….")
         if self.checkpoint_every is not None and self.checkpoint_every < 1:
             raise DataError(f"checkpoint_every must be at least 1 image, not {self.checkpoint_every}.")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and (len(values) != 3 or not all(math.isfinite(value) for value in values)):
+                raise DataError(f"{name} has a finite number for each of three channels, not {values}.")
+        if self.std is not None and min(self.std) <= 0:
+            raise DataError(f"std must be positive, not {self.std}.")
         parse_bytes(self.token_cache)
 
     @property

@@ -15,6 +15,7 @@ from ..data.image_sample import ImageSample
 from ..data.preprocessing import ImagePreprocessor
 from ..files import write_tensors, writing
 from ..heads.model import SOAPModelWrapper
+from ..layout.plain import name_of
 from ..processes import from_main_alone, on_main
 from ..runtime.errors import CheckpointError, HeadError, first_sentence
 from ..runtime.head_files import read_tensors
@@ -30,7 +31,8 @@ def fit_identity(
     """What names a fit, in words, so that a checkpoint of another one is refused; `arguments` are more of it."""
     config = model.config
     names = {
-        "the backbone": config.backbone_name_or_path or type(model.backbone).__name__,
+        "the backbone": config.backbone_name_or_path or name_of(model.backbone),
+        "where its tokens are": (config.plain_backbone or {}).get("tokens"),
         "the backbone's revision": config.backbone_revision,
         "the digest of the backbone's weights": model.weights_when_wrapped,
         "the dtype": config.backbone_dtype,

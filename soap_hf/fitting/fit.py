@@ -1,25 +1,28 @@
 """Fitting: from a backbone and some images to a head."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..data.arguments import parse_bytes
 from ..data.data_sets import open_dataset, public_name
 from ..data.image_sample import SHUFFLE_BUFFER
-from ..data.preprocessing import ImagePreprocessor, load_image_processor
+from ..data.preprocessing import ImagePreprocessor, with_colours
 from ..evaluation.check import check_head
 from ..evaluation.examples import Examples
 from ..evaluation.strength import choose_mu
 from ..heads.model import SOAPModelWrapper
 from ..heads.printing import show
 from ..heads.report import print_report
+from ..heads.running import processor_of_backbone
 from ..layout.backbone import OpenedBackbone
 from ..layout.detection import PatchLayout
+from ..layout.plain import name_of
 from ..processes import find_device, from_main_alone, join_processes, on_main
 from ..runtime.errors import BackboneError, LayoutError, SOAPError
 from ..runtime.patch_layout import as_size
@@ -38,9 +41,10 @@ FEW_TO_FIT_ON = 64
 
 
 def fit_soap(
-    backbone: str | os.PathLike | PreTrainedModel,
+    backbone: str | os.PathLike | nn.Module,
     dataset: str | os.PathLike | Dataset | IterableDataset | DatasetDict | IterableDatasetDict,
     *,
+    tokens: str | Callable[[Tensor], Any] | None = None,
     image_processor: Any = None,
     layout: PatchLayout | None = None,
     **arguments: Any,
@@ -52,9 +56,16 @@ def fit_soap(
     the same head; call it in each of them.
 
     Args:
-        backbone (`str` or `PreTrainedModel`): hub id, folder or live model; a live model is not changed.
+        backbone (`str` or `nn.Module`): hub id, folder or live model of transformers; a live module of any other
+            library; or how to make one: `"torchhub:OWNER/REPOSITORY[:REF]:ENTRY"`, `"timm:NAME"`,
+            `"package.module:function"`. A live model is not changed.
         dataset: hub id, folder of images, parquet file, or a `datasets` object.
-        image_processor (*optional*): default: the backbone's own, else RGB, bicubic, ImageNet mean and std.
+        tokens (`str` or callable, *optional*): of a module of another library, where its patch tokens are: the path of
+            the module or method that makes them, and after a colon the key or number in its output, such as
+            `"blocks.11"` or `"forward_features:x_norm_patchtokens"`; or a function of pixels `(B, 3, H, W)`. Found if
+            not given where timm, DINOv2, CAPI and torchvision have them.
+        image_processor (*optional*): default: the backbone's own, of timm what its `pretrained_cfg` says, else RGB,
+            bicubic, ImageNet mean and std.
         layout ([`PatchLayout`], *optional*): where the patch tokens lie; found if not given.
         arguments: the fields of [`~soap_hf.fitting.arguments.FitArguments`]: `num_images=1000`, `image_size=None`,
             `layer=-1`, `mu="auto"`, `check=64`, `tau=0.05`, `threshold=0.75`, `isotropic=False`, `seed=0`,
@@ -62,7 +73,8 @@ def fit_soap(
             `num_synthetic=None`,
             `dtype=None`, `device=None`, `revision=None`, `token=None`, `trust_remote_code=False`, `num_workers=None`,
             `max_bad_fraction=0.01`, `token_cache="2GB"`, `exact=False`, `tolerance=None`, `compile=False`,
-            `checkpoint=None`, `checkpoint_every=None`, `resume=False`, `progress=True`.
+            `checkpoint=None`, `checkpoint_every=None`, `resume=False`, `mean=None`, `std=None`,
+            `backbone_arguments=None`, `progress=True`.
 
     Returns:
         [`SOAPModelWrapper`] with `.statistics`, in evaluation mode; a live model stays in the mode it is in.
@@ -86,19 +98,28 @@ def fit_soap(
         >>> model.config.fit["num_images"]
         6
     """
+    if isinstance(tokens, str):
+        arguments["tokens"], tokens = tokens, None
     chosen = FitArguments.of("fit_soap", arguments)
     join_processes(chosen.device)
-    opened = _opened_backbone(backbone, chosen)
+    opened = _opened_backbone(backbone, chosen, tokens or chosen.tokens)
+    if opened.plain is not None and chosen.layer not in (-1, [-1], (-1,)):
+        raise BackboneError(
+            f"{name_of(opened.model)} is a module of another library, which has one tensor of tokens: instead of "
+            'layer pass tokens="blocks.7", the path of the module that makes those of a layer, in a fit for each.'
+        )
     if opened.num_channels != 3:
         raise BackboneError(
-            f"{type(opened.model).__name__} takes images of {opened.num_channels} channels, but a fit makes RGB; pass "
+            f"{name_of(opened.model)} takes images of {opened.num_channels} channels, but a fit makes RGB; pass "
             "a backbone of 3."
         )
     size = as_size(chosen.image_size)
     if image_processor is None:
         fallback = size or opened.native_size or (224, 224)
         how = {"token": chosen.token, "trust_remote_code": chosen.trust_remote_code}
-        image_processor = load_image_processor(opened.name_or_path, fallback, revision=opened.revision, **how)
+        where = {"revision": opened.revision, **how}
+        image_processor = processor_of_backbone(opened.model, opened.name_or_path, fallback, **where)
+    image_processor = with_colours(image_processor, chosen.mean, chosen.std)
     preprocess = ImagePreprocessor(image_processor, size, opened.native_size)
     layers = _layers(opened, preprocess.size, chosen.layer)
     model = SOAPModelWrapper.from_backbone(
@@ -186,17 +207,20 @@ def _checks(model: SOAPModelWrapper, images: Examples, **options: Any) -> list[d
         return []
 
 
-def _opened_backbone(backbone: str | os.PathLike | PreTrainedModel, chosen: FitArguments) -> OpenedBackbone:
+def _opened_backbone(backbone: str | os.PathLike | nn.Module, chosen: FitArguments, tokens: Any) -> OpenedBackbone:
     """The backbone: a live one as it is, one by name on the device and in the dtype asked for."""
     if not isinstance(backbone, (str, os.PathLike)):
         if chosen.dtype is not None or chosen.device is not None:
             raise BackboneError(
                 "dtype and device load a backbone by name; move a live model yourself and pass neither."
             )
-        return OpenedBackbone(backbone, revision=chosen.revision)
+        if chosen.backbone_arguments is not None:
+            raise BackboneError("backbone_arguments make a backbone by reference; a live one is made already.")
+        return OpenedBackbone(backbone, revision=chosen.revision, tokens=tokens, size=as_size(chosen.image_size))
     device = find_device(chosen.device)
     dtype = chosen.dtype or ("float32" if device.type == "cpu" else "auto")
     how: Any = {"token": chosen.token, "trust_remote_code": chosen.trust_remote_code}
+    how |= {"tokens": tokens, "arguments": chosen.backbone_arguments, "size": as_size(chosen.image_size)}
     return OpenedBackbone.load(backbone, dtype=dtype, device=device, revision=chosen.revision, **how)
 
 

@@ -10,12 +10,13 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..layout.references import BackboneReference
 from ..runtime.errors import OutputError, first_sentence
 from ..runtime.head_files import HeadSource
 from ..statistics.semantic_invariance import NEGLIGIBLE_WEIGHT
 from .config import SOAPConfig
 from .opening import BACKBONE_FOLDER, EVALUATIONS_FOLDER, FIGURES_FOLDER, INCLUDED_BACKBONE
-from .report import checks
+from .report import checks, module_in_words
 
 CARD_FILE = "README.md"
 SHOWN = (("means", "raw"), ("means", "soap"), ("differences", "soap"))
@@ -189,6 +190,9 @@ def _results(config: SOAPConfig, folder: Path) -> list[dict[str, Any]]:
 
 def _backbone(config: SOAPConfig) -> str:
     reference, kind = config.backbone_name_or_path, getattr(config.backbone, "model_type", "backbone")
+    if config.plain_backbone is not None:
+        made = BackboneReference.from_dict(config.plain_backbone["reference"])
+        return f"`{made}`" if not made.is_local else str(module_in_words(config)).replace("a live", "a")
     if reference == INCLUDED_BACKBONE:
         return f"the `{kind}` in the folder `{BACKBONE_FOLDER}`"
     if reference is None or not is_hub_id(reference):
@@ -209,6 +213,12 @@ def _command(config: SOAPConfig, fit: dict[str, Any]) -> str:
     options |= {"seed": fit["seed"], "dtype": config.backbone_dtype}
     given = [(name, value) for name, value in options.items() if value is not None]
     given += [("layer", layer) for layer in config.layers if config.layers != [-1]]
+    if plain := config.plain_backbone:
+        arguments = plain["reference"].get("arguments")
+        given += [("tokens", plain["tokens"])] * bool(plain["tokens"])
+        given += [("backbone-arguments", json.dumps(arguments))] * bool(arguments)
+        made = BackboneReference.from_dict(plain["reference"])
+        backbone = None if made.is_local else backbone
     words = ["soap-hf", "fit", "BACKBONE" if backbone in (None, INCLUDED_BACKBONE) else backbone, str(fit["dataset"])]
     words += [word for name, value in given for word in (f"--{name.replace('_', '-')}", str(value))]
     return shlex.join(words + ["--isotropic"] * bool(fit.get("isotropic")))

@@ -30,6 +30,8 @@ class SOAPConfig(configuration_soap.SOAPConfig):
             `../` is relative to the head's folder.
         backbone_revision (`str`, *optional*): commit of the backbone that the head was fitted on.
         backbone_dtype (`str`, *optional*): dtype that the head was fitted in and that loading uses, e.g. `"float32"`.
+        plain_backbone (`dict`, *optional*): of a module that is no transformers model: its class and sizes, where its
+            tokens are, and how it was made ([`~soap_hf.layout.references.BackboneReference`]).
         backbone_digests (`dict[str, str]`): digests of its weights then, by the dtype of their rounding; others warn.
         layers (`list[int]`, defaults to `[-1]`): which tensors are cleaned: -1 is `last_hidden_state`, `i >= 0` is
             `hidden_states[i]`.
@@ -47,6 +49,8 @@ class SOAPConfig(configuration_soap.SOAPConfig):
     Raises:
         HeadError: the lists do not run in parallel or a layer is not allowed.
     """
+
+    plain_backbone: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._check_types()
@@ -66,6 +70,7 @@ class SOAPConfig(configuration_soap.SOAPConfig):
         lists = {"layers": int, "hidden_sizes": int, "ranks": int, "layouts": dict, "checks": dict, "components": list}
         right |= {name: _is_list_of(kind, getattr(self, name)) for name, kind in lists.items()}
         right["backbone_dtype"] = self.backbone_dtype in (None, "float16", "bfloat16", "float32", "float64")
+        right["plain_backbone"] = self.plain_backbone is None or _is_plain(self.plain_backbone)
         if wrong := [name for name, holds in right.items() if not holds]:
             raise HeadError(f"The head's config holds {', '.join(wrong)} of the wrong kind; fetch or fit it again.")
 
@@ -104,6 +109,16 @@ def _refuse_absurd_values(values: dict[str, Any]) -> None:
     others = all_values({name: values[name] for name in values if name not in own})
     if any(isinstance(value, int) and abs(value) > MAX_COUNT for value in others):
         raise HeadError(f"The backbone in the head's config has a number beyond {MAX_COUNT}; fetch or fit it again.")
+
+
+def _is_plain(values: Any) -> bool:
+    """Whether this says of a module what a head keeps of one."""
+    kinds: dict[str, Any] = {"architecture": str, "num_parameters": int, "tokens": str | None, "reference": dict}
+    kinds |= dict.fromkeys(("num_hidden_layers", "patch_size", "num_channels"), int | None)
+    if not isinstance(values, dict) or not all(isinstance(values.get(name), kind) for name, kind in kinds.items()):
+        return False
+    sides = values.get("image_size") or [1, 1]
+    return isinstance(sides, list) and [type(side) for side in sides] == [int, int] and 0 < max(sides) <= MAX_COUNT
 
 
 def _is_list_of(kind: type, values: Any) -> bool:

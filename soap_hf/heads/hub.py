@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from transformers import AutoConfig
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from ..layout.references import BackboneReference
 from ..runtime import modeling_soap
 from ..runtime.errors import HubError, SOAPError
 from ..runtime.head_files import (
@@ -133,7 +134,13 @@ def push_head(folder: str | os.PathLike, push: Push) -> str:
             f"{folder} holds an adapter, without which heads are pushed: merge it, by AutoModel.from_pretrained(…)"
             f".push_to_hub(…, include_backbone=True), or push the head from a folder without {ADAPTER_FILE}."
         )
-    _refuse_local_backbone(HeadRecord.open(folder).config.backbone_name_or_path, push)
+    config = HeadRecord.open(folder).config
+    if config.plain_backbone is not None and (push.backbone_id or push.include_backbone):
+        raise HubError(
+            "The head's backbone is a module of another library, which cannot go with it or be named by a hub id; if "
+            "transformers has it too, load the head there, from_pretrained(head, backbone=…), and push that one."
+        )
+    _refuse_local_backbone(config.backbone_name_or_path, push)
     with tempfile.TemporaryDirectory() as staging:
         config = _stage(Path(folder), Path(staging), push)
         try:
@@ -168,7 +175,9 @@ def code_files() -> list[Path]:
 
 def _refuse_local_backbone(reference: str | None, push: Push) -> None:
     """Refuses a head whose backbone others could not load."""
+    made = BackboneReference.parse(reference or "")  # a module of another library
     is_public = reference == INCLUDED_BACKBONE or (is_hub_id(reference) and not os.path.isdir(str(reference)))
+    is_public = is_public or (made is not None and not made.is_local)
     if not (is_public or push.backbone_id or push.include_backbone):
         raise HubError(
             f"The head's backbone is local ({reference or 'in memory'}), which means nothing to others: give the hub "
@@ -234,6 +243,8 @@ def _point_to_backbone(api: HfApi, config: SOAPConfig, push: Push) -> str | None
     """Pins the backbone to a commit of its repository; returns the licence that it has there."""
     if config.backbone_name_or_path == INCLUDED_BACKBONE:
         return None
+    if config.plain_backbone is not None:
+        return None  # how it is made stands in the config already
     if push.backbone_id is not None:
         config.backbone_name_or_path, config.backbone_revision = push.backbone_id, None
     hub_id = str(config.backbone_name_or_path)

@@ -2,19 +2,20 @@
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..compat import AutoImageProcessor
 from ..layout.backbone import OpenedBackbone
 from ..layout.detection import PatchLayout
+from ..layout.plain import name_of
 from ..runtime import modeling_soap
 from ..runtime.errors import HeadError, OutputError, first_sentence
-from ..runtime.head_files import PROCESSOR_FILE, read_json
+from ..runtime.head_files import PROCESSOR_FILE, HeadSource, read_json
 from ..runtime.patch_layout import as_size
 from ..runtime.projection import SOAPProjection
 from ..runtime.vision_backbone import weight_digests
@@ -24,6 +25,7 @@ from .adapters import without_adapters
 from .config import SOAPConfig, all_values
 from .hub import push_model
 from .opening import check_provenance, read_statistics
+from .plain import opened_for_head, put_on_module, put_on_transformers
 from .saving import save_head
 
 
@@ -74,10 +76,19 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
         self._statistics: dict[int, SOAPStatistics] = {}
         self._image_processor: Any = None
 
+    @staticmethod
+    def _find_backbone(source: HeadSource, config: SOAPConfig, given: Any, revision: str | None, kwargs: Any) -> Any:
+        """As the runtime's, or a module of another library: live, by reference, or as the head says it was made."""
+        opened = opened_for_head(config, given, kwargs, source.name_or_path)
+        if opened is not None:
+            return put_on_module(config, opened)
+        live = modeling_soap.SOAPModelWrapper._find_backbone(source, config, given, revision, kwargs)
+        return live if config.plain_backbone is None else put_on_transformers(config, live, _config_copy(live))
+
     @classmethod
     def from_backbone(
         cls,
-        backbone: PreTrainedModel | OpenedBackbone | str | os.PathLike,
+        backbone: nn.Module | OpenedBackbone | str | os.PathLike,
         projection: SOAPProjection | Mapping[int, SOAPProjection | None] | None,
         *,
         name_or_path: str | None = None,
@@ -87,11 +98,13 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
         image_size: int | tuple[int, int] | None = None,
         image_processor: Any = None,
         statistics: SOAPStatistics | Mapping[int, SOAPStatistics] | None = None,
+        tokens: str | Callable[[Tensor], Any] | None = None,
     ) -> "SOAPModelWrapper":
         """Puts a projection on a backbone.
 
         Args:
-            backbone (`PreTrainedModel` or `str`): live model (shared, and left as it is), hub id or folder.
+            backbone (`nn.Module` or `str`): live model (shared, and left as it is), of transformers or any other
+                library; hub id or folder.
             projection ([`SOAPProjection`], or a dict of them by layer): what to remove; `None` removes nothing.
             name_or_path (`str`, *optional*): where the backbone is found again; default: where the model came from.
             revision (`str`, *optional*): commit of the backbone.
@@ -100,6 +113,8 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
             image_size (`int` or `(height, width)`, *optional*): to look at the backbone; default: native or 224.
             image_processor (*optional*): saved beside the head.
             statistics ([`SOAPStatistics`], or a dict of them by layer, *optional*): the same; `reweight` needs them.
+            tokens (`str` or callable, *optional*): of a module of another library, where its patch tokens are, as in
+                [`fit_soap`]; found if not given.
 
         Raises:
             BackboneError: the backbone cannot be loaded or has no patch tokens.
@@ -107,9 +122,10 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
             HeadError: the projection has another width than the tokens.
         """
         if isinstance(backbone, (str, os.PathLike)):
-            backbone = OpenedBackbone.load(backbone, revision=revision)
+            backbone = OpenedBackbone.load(backbone, revision=revision, tokens=tokens)
         if not isinstance(backbone, OpenedBackbone):
-            backbone = OpenedBackbone(backbone, name_or_path, revision)
+            size = as_size(image_size)
+            backbone = OpenedBackbone(backbone, name_or_path, revision, tokens=tokens, size=size)
         live = backbone.model
         wanted = dict(projection) if isinstance(projection, Mapping) else {layer: projection}
         given = dict(layout) if isinstance(layout, Mapping) else {} if layout is None else {layer: layout}
@@ -123,13 +139,14 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
             if projections[key].dim != width:
                 raise HeadError(
                     f"The projection is for tokens of width {projections[key].dim}, but those of layer {key} of "
-                    f"{type(live).__name__} have width {width}; fit a head for this backbone and layer."
+                    f"{name_of(live)} have width {width}; fit a head for this backbone and layer."
                 )
         config = SOAPConfig(
             backbone=_config_copy(live),
             backbone_name_or_path=_lasting_reference(name_or_path or backbone.name_or_path),
             backbone_revision=revision or backbone.revision,
             backbone_dtype=str(live.dtype).removeprefix("torch."),
+            plain_backbone=backbone.plain,
             layers=list(projections),
             hidden_sizes=[single.dim for single in projections.values()],
             ranks=[single.rank for single in projections.values()],

@@ -88,6 +88,16 @@ def _table(title: str | None, columns: str, rows: Iterable[tuple[Any, ...]]) -> 
     return table
 
 
+def module_in_words(config: SOAPConfig) -> str | None:
+    """What a module that is no transformers model is, and where its tokens are; `None` of one that is."""
+    plain = config.plain_backbone
+    if plain is None:
+        return None
+    tokens = "given by a function" if plain["tokens"] is None else f"at {plain['tokens']!r}"
+    where = f", tokens {tokens}" if plain["tokens"] != "" else ""
+    return f"a live module, {plain['architecture']} of {plain['num_parameters']} parameters{where}"
+
+
 def summary(config: SOAPConfig) -> list[str]:
     """What the head removes and how it was fitted, one sentence per line."""
     several = 1 < len(config.layers) <= FEW_LAYERS
@@ -96,10 +106,11 @@ def summary(config: SOAPConfig) -> list[str]:
         for layer, size, rank in zip(config.layers, config.hidden_sizes, config.ranks, strict=True)
     )
     revision = f" at {config.backbone_revision[:12]}" if config.backbone_revision else ""
+    backbone = config.backbone_name_or_path or module_in_words(config) or "a model in memory"
     lines = [
         *checks(config),
         f"Directions removed: {removed} (mu={config.mu}, tau={config.tau}, threshold={config.threshold}).",
-        f"Backbone: {config.backbone_name_or_path or 'a model in memory'}{revision}, {config.backbone_dtype}.",
+        f"Backbone: {backbone}{revision}, {config.backbone_dtype}.",
     ]
     if config.fit:
         fit = config.fit

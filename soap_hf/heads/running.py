@@ -1,11 +1,12 @@
 """A head's backbone at work: the pixels that it is given, and the raw patch tokens that it gives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..data.preprocessing import ImagePreprocessor, load_image_processor
+from ..data.preprocessing import ImagePreprocessor, load_image_processor, timm_processor
+from ..layout.plain import PlainBackbone
 from ..runtime.patch_layout import as_size, check_finite, layer_tokens
 from .model import SOAPModelWrapper
 
@@ -50,5 +51,17 @@ def head_preprocessor(
     processor = processor or model.image_processor
     if processor is None:
         name, fallback = config.backbone_name_or_path, size or native or (224, 224)
-        processor = load_image_processor(name, fallback, revision=config.backbone_revision)
+        processor = processor_of_backbone(model.backbone, name, fallback, revision=config.backbone_revision)
     return ImagePreprocessor(processor, size, native)
+
+
+def processor_of_backbone(
+    backbone: nn.Module, name: str | None, fallback_size: tuple[int, int], **hub_kwargs: Any
+) -> Any:
+    """The image processor beside a backbone's weights, of timm's that of its settings; else the documented default."""
+    if not isinstance(backbone, PlainBackbone):
+        return load_image_processor(name, fallback_size, **hub_kwargs)
+    settings = getattr(backbone.module, "pretrained_cfg", None)
+    if isinstance(settings, Mapping) and settings.get("mean"):
+        return timm_processor(settings)
+    return load_image_processor(None, fallback_size)

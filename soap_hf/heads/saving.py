@@ -29,6 +29,7 @@ from .opening import (
     HeadRecord,
     statistics_file,
 )
+from .plain import is_on_module
 
 logger = logging.get_logger(__name__)
 
@@ -45,8 +46,14 @@ def save_head(
     if keeps_adapter and _lies_at_base_of_adapter(model):
         with staging_folder(target) as staging:
             return write_adapter(model, staging, _base_of_adapter(model), **kwargs)
+    if include_backbone and is_on_module(model):
+        raise OutputError(
+            f"The backbone is a module of another library, {model.backbone.architecture}, whose code is not known: "
+            "save its weights yourself, and the head without include_backbone."
+        )
     if not include_backbone and (reason := _what_would_be_lost(model)):
-        logger.warning(f"{reason}: saving the head alone loses that; pass include_backbone=True to keep it.")
+        way = "save its state_dict yourself" if is_on_module(model) else "pass include_backbone=True to keep it"
+        logger.warning(f"{reason}: saving the head alone loses that; {way}.")
     loaded, image_processor = model.statistics_by_layer, model.image_processor  # may come from the Hub
     with staging_folder(target, _files_of_earlier_head(target, model.config)) as staging:
         whole = without_adapters(model.backbone, merge=not keeps_adapter) if include_backbone else None
@@ -111,7 +118,7 @@ def _what_would_be_lost(model: Any) -> str | None:
 def _digests_of_reference(config: Any) -> dict[str, str]:
     """Digests of the backbone that a head refers to, as far as it is on this machine; empty if it is not."""
     name, revision = config.backbone_name_or_path, config.backbone_revision
-    if name is None:
+    if name is None or config.plain_backbone is not None:  # making it would run code
         return {}
     try:
         pin = {"revision": revision} if revision else {}

@@ -9,6 +9,7 @@ from ..runtime import patch_layout
 from ..runtime.errors import LayoutError
 from ..runtime.patch_layout import MAPS, Order, as_size
 from . import evidence
+from .plain import PlainBackbone, name_of
 from .probing import Probe, probe_size
 
 SPOTS_NEEDED = 2
@@ -80,7 +81,7 @@ class PatchLayout(patch_layout.PatchLayout):
         if order in MAPS:
             return cls(**{"order": order, **overrides})
         num_tokens = tokens.shape[1] // probe.num_images if order == "packed" else tokens.shape[1]
-        prefix, suffix = evidence.declared_extra_tokens(model)
+        prefix, suffix = evidence.declared_extra_tokens(model, num_tokens, probe.size)
         declared: dict[str, Any] = {"order": order, "prefix": prefix, "suffix": suffix} | overrides
         num_patches = num_tokens - declared["prefix"] - declared["suffix"]
         frames = evidence.declared_frames(model.config, probe.num_frames)
@@ -88,13 +89,20 @@ class PatchLayout(patch_layout.PatchLayout):
             declared["stride"] = evidence.find_stride(num_patches // frames, probe.size, model.config)
         if declared.get("stride") is not None:
             layout = cls(**declared)
-            if not overrides:
-                layout._confirm(probe, layer, num_patches)
+            try:
+                if not overrides:
+                    layout._confirm(probe, layer, num_patches)
+            except LayoutError:
+                # of a module that declares nothing, the count was a guess
+                guessed = isinstance(model, PlainBackbone) and cls._from_moves(probe, layer, order, num_tokens, frames)
+                if not guessed:
+                    raise
+                return guessed
             return layout
         probed = None if overrides else cls._from_moves(probe, layer, order, num_tokens, frames)
         if probed is None:
             raise LayoutError(
-                f"{type(model).__name__} returns {num_tokens} tokens for an image of {probe.size[0]} x "
+                f"{name_of(model)} returns {num_tokens} tokens for an image of {probe.size[0]} x "
                 f"{probe.size[1]} pixels; without {declared['prefix']} before and {declared['suffix']} after them, "
                 f"{num_patches} patches form no grid: pass a PatchLayout(prefix=…, suffix=…, stride=…)."
             )
@@ -134,6 +142,6 @@ class PatchLayout(patch_layout.PatchLayout):
         found = evidence.probed_prefixes(moves, places)
         hint = f"with {min(found)} tokens before the patches" if found else "in no raster order"
         raise LayoutError(
-            f"{type(probe.model).__name__}'s parameters say {self}, but changing spots of an image moves tokens as if "
+            f"{name_of(probe.model)}'s parameters say {self}, but changing spots of an image moves tokens as if "
             f"they lay {hint} (layer {layer}): choose another layer, or pass a PatchLayout to say which holds."
         )

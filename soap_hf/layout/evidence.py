@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..runtime.patch_layout import Order, fit_grid
+from .plain import PlainBackbone
 from .probing import Probe, whole_numbers
 
 CLEAR_LEAD = 3.0
@@ -46,8 +47,15 @@ def _has_shape(rows: int, columns: int, size: tuple[int, int]) -> bool:
     return stride >= 1 and abs(size[1] / stride - columns) < 1
 
 
-def declared_extra_tokens(model: PreTrainedModel) -> tuple[int, int]:
-    """Tokens before and after the patches, from what the model declares."""
+def declared_extra_tokens(model: PreTrainedModel, num_tokens: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Tokens before and after the patches, from what the model declares.
+
+    A module of another library has its tokens with or without those: what its patches leave, comes first.
+    """
+    if isinstance(model, PlainBackbone):
+        patch = model.config.patch_size
+        extra = num_tokens - (size[0] // patch) * (size[1] // patch) if patch else 0
+        return max(0, extra), 0
     timm_prefix = getattr(getattr(model, "timm_model", None), "num_prefix_tokens", None)
     if timm_prefix is not None:
         return int(timm_prefix), 0

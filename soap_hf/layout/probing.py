@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..runtime.errors import BackboneError, first_sentence
 from ..runtime.patch_layout import check_finite, layer_tokens
 from ..runtime.vision_backbone import CallConvention, native_image_size, unmasked
+from .plain import name_of
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,11 @@ class Probe:
         with torch.no_grad(), evaluation_mode(backbone):
             try:
                 self.outputs = backbone(**arguments)
+            except BackboneError:
+                raise
             except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, AssertionError) as error:
                 raise BackboneError(
-                    f"{type(model).__name__} cannot take images of {size[0]} x {size[1]} pixels "
+                    f"{name_of(model)} cannot take images of {size[0]} x {size[1]} pixels "
                     f"({first_sentence(error)}); choose another image_size or backbone."
                 ) from error
 
@@ -69,19 +72,19 @@ class Probe:
         if not isinstance(tokens, Tensor) or tokens.ndim not in (3, 4):
             what = f"a tensor of shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else "several tensors"
             raise BackboneError(
-                f"{type(self.model).__name__} returns {what} as layer {layer}, which holds no patch tokens: SOAP "
+                f"{name_of(self.model)} returns {what} as layer {layer}, which holds no patch tokens: SOAP "
                 "needs a token for each patch, not pooled features."
             )
         if len(tokens) not in (1, self.num_images):
             raise BackboneError(
-                f"Layer {layer} of {type(self.model).__name__} has {len(tokens)} rows for {self.num_images} images or "
+                f"Layer {layer} of {name_of(self.model)} has {len(tokens)} rows for {self.num_images} images or "
                 "clips, so its tokens cannot be laid out; choose another layer."
             )
-        check_finite(tokens, f"The tokens of {type(self.model).__name__}")
+        check_finite(tokens, f"The tokens of {name_of(self.model)}")
         tolerance = max(1e-3, 16 * torch.finfo(tokens.dtype).eps) * max(1.0, float(tokens[0].abs().max()))
         if len(tokens) == self.num_images and (tokens[0] - tokens[1]).abs().max() > tolerance:
             raise BackboneError(
-                f"{type(self.model).__name__} answers differently to the same image: it masks its input or drops "
+                f"{name_of(self.model)} answers differently to the same image: it masks its input or drops "
                 "patches at random; switch that off in its config."
             )
         return tokens

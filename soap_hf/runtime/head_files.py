@@ -129,8 +129,9 @@ class HeadSource:
         One that starts with `./` or `../` is relative to the head: beside or inside its folder, or in its repository.
         """
         name, reference = self.name_or_path, config.backbone_name_or_path
-        if not reference:
-            raise HeadError(f"The head {name!r} names no backbone; load it with from_pretrained(…, backbone=…).")
+        if not reference or getattr(config, "plain_backbone", None):
+            way = "load it with from_pretrained(…, backbone=…), or with soap-hf, if it is a plain module's"
+            raise HeadError(f"The head {name!r} names no backbone of transformers; {way}.")
         if not reference.startswith(("./", "../")):
             return reference, {"revision": config.backbone_revision} if config.backbone_revision else {}
         if os.path.isdir(name):

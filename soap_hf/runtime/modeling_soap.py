@@ -41,6 +41,36 @@ def _of_the_package(what: str) -> Callable[..., NoReturn]:
     return refuse
 
 
+def _find_backbone(
+    source: HeadSource, config: SOAPConfig, given: Any, revision: str | None, kwargs: dict[str, Any]
+) -> PreTrainedModel:
+    """The backbone that a head refers to, or the one `given`, live or by name; notes in the config which it is."""
+    if isinstance(given, nn.Module):
+        return bare_backbone(given)
+    is_its_own = given in (None, config.backbone_name_or_path)
+    reference, pin = source.backbone_reference(config) if is_its_own else (str(given), {})
+    hub_kwargs = {name: value for name, value in source.hub_kwargs.items() if name not in ("revision", "subfolder")}
+    if revision is not None:
+        pin["revision"] = commit_of(reference, revision, **hub_kwargs)
+        if is_its_own and config.backbone_revision not in (None, pin["revision"]):
+            logger.warning(
+                f"The head was fitted on revision {config.backbone_revision} of its backbone, and is put on revision "
+                f"{pin['revision']}: its directions may mean something else there."
+            )
+    # the caller's own words first, then what AutoModel has put into the head's config
+    chosen = {name: value for name, value in kwargs.items() if value is not None}
+    dtype = chosen.pop("dtype", None) or chosen.pop("torch_dtype", None) or "auto"
+    chosen["dtype"] = config.backbone_dtype or "auto" if dtype == "auto" else dtype
+    if config._attn_implementation is not None:
+        chosen.setdefault("attn_implementation", config._attn_implementation)
+    # False: unset, transformers would ask on the terminal whether to run code that a stranger's head refers to
+    chosen.setdefault("trust_remote_code", False)
+    live = load_backbone(reference, **{**hub_kwargs, **pin, **chosen})
+    if "subfolder" not in pin:  # else the backbone lies inside the head's repository, and is saved with it
+        config.backbone_name_or_path, config.backbone_revision = reference, pin.get("revision")
+    return live
+
+
 class SOAPModelWrapper(PreTrainedModel):
     """A vision backbone whose patch tokens come out clean (arXiv 2604.00172).
 
@@ -125,10 +155,7 @@ class SOAPModelWrapper(PreTrainedModel):
             kwargs.setdefault("dtype", config.dtype)  # where AutoModel leaves it, before transformers 5.12
         config = own if config is None else copy.deepcopy(config)
         projections = source.projections(config)
-        if isinstance(backbone, PreTrainedModel):
-            live = bare_backbone(backbone)
-        else:
-            live = _referred_backbone(source, config, backbone, backbone_revision, kwargs)
+        live = cls._find_backbone(source, config, backbone, backbone_revision, kwargs)
         check_same_architecture(config.backbone, live.config)
         config.name_or_path = source.name_or_path
         model = cls(config, live, {layer: single.to(live.device) for layer, single in projections.items()})
@@ -139,10 +166,11 @@ class SOAPModelWrapper(PreTrainedModel):
         with suppress(HeadError):  # small, and wanted offline too
             source.fetch_if_there(PROCESSOR_FILE)
         # not train() or eval(): they would put every part of a live backbone into another mode
-        model.training = isinstance(backbone, PreTrainedModel) and live.training
+        model.training = isinstance(backbone, nn.Module) and live.training
         complete: dict[str, Any] = {key: set() for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
         return (model, complete) if with_loading_info else model
 
+    _find_backbone = staticmethod(_find_backbone)
     save_pretrained = _of_the_package("Saving a head")
     push_to_hub = _of_the_package("Pushing a head")
     from_backbone = classmethod(_of_the_package("Putting a head on a backbone"))
@@ -283,31 +311,3 @@ class SOAPBackbone(BackboneMixin, SOAPModelWrapper):
             raw = {-1: outputs.get("raw_last_hidden_state"), **dict(enumerate(outputs.get("raw_hidden_states") or ()))}
             maps["raw_feature_maps"] = feature_maps(lambda layer: raw[layer])
         return maps.to_tuple() if return_dict is False else maps
-
-
-def _referred_backbone(
-    source: HeadSource, config: SOAPConfig, named: str | None, revision: str | None, kwargs: dict[str, Any]
-) -> PreTrainedModel:
-    """The backbone that a head refers to, or the one `named` instead; notes in the config which it is."""
-    is_its_own = named in (None, config.backbone_name_or_path)
-    reference, pin = source.backbone_reference(config) if is_its_own else (str(named), {})
-    hub_kwargs = {name: value for name, value in source.hub_kwargs.items() if name not in ("revision", "subfolder")}
-    if revision is not None:
-        pin["revision"] = commit_of(reference, revision, **hub_kwargs)
-        if is_its_own and config.backbone_revision not in (None, pin["revision"]):
-            logger.warning(
-                f"The head was fitted on revision {config.backbone_revision} of its backbone, and is put on revision "
-                f"{pin['revision']}: its directions may mean something else there."
-            )
-    # the caller's own words first, then what AutoModel has put into the head's config
-    chosen = {name: value for name, value in kwargs.items() if value is not None}
-    dtype = chosen.pop("dtype", None) or chosen.pop("torch_dtype", None) or "auto"
-    chosen["dtype"] = config.backbone_dtype or "auto" if dtype == "auto" else dtype
-    if config._attn_implementation is not None:
-        chosen.setdefault("attn_implementation", config._attn_implementation)
-    # False: unset, transformers would ask on the terminal whether to run code that a stranger's head refers to
-    chosen.setdefault("trust_remote_code", False)
-    live = load_backbone(reference, **{**hub_kwargs, **pin, **chosen})
-    if "subfolder" not in pin:  # else the backbone lies inside the head's repository, and is saved with it
-        config.backbone_name_or_path, config.backbone_revision = reference, pin.get("revision")
-    return live

@@ -18,6 +18,7 @@ from transformers import AutoModel, BertConfig, BertModel
 
 from soap_hf import SOAPModelWrapper
 from soap_hf.cli.app import main
+from soap_hf.layout.references import BackboneReference
 from soap_hf.runtime.errors import BackboneError, HeadError
 from tests.conftest import EXAMPLES, noise_image, random_projection
 
@@ -322,6 +323,15 @@ def test_a_recipe_is_the_command_that_it_spells_out(recipe, asked, refused):
     assert asked[0] == asked[1]
     assert asked[0][0] == tuple(words[:2])
     assert "Not run here yet" in recipe.with_name("README.md").read_text()
+
+
+def test_every_backbone_of_the_paper_has_a_recipe():
+    """MAE, iBOT, DINOv2, DINOv3, I-JEPA and CAPI, and the controls DINO and DeiT III."""
+    backbones = " ".join(yaml.safe_load(path.read_text())["backbone"] for path in RECIPES)
+    for name in ("vit-mae", "ibot", "dinov2", "dinov3", "ijepa", "capi", "dino-vitb16", "deit3"):
+        assert name in backbones
+    made = [BackboneReference.parse(name) for name in backbones.split() if ":" in name]
+    assert [(single.kind, single.entry) for single in made] == [("torchhub", "capi_vitl14_lvd")]
 
 
 def test_the_command_line_goes_before_the_recipe(asked, refused, tmp_path):

@@ -19,6 +19,7 @@ from soap_hf.runtime.patch_layout import layer_tokens
 from soap_hf.runtime.vision_backbone import bare_backbone, load_backbone
 from tests import matrix
 from tests.conftest import random_projection
+from tests.plain_modules import STYLES
 from tests.tiny_backbones import COMPOSITES, MISSING, TINY_BACKBONES
 
 PAGE = matrix.TABLE.read_text(encoding="utf-8")
@@ -117,6 +118,11 @@ def test_the_supported_table_is_current(name):
     # a transformers older than the table's may take fewer sizes
     known = f"| {name} | {row.tokens} | " if OLDER_THAN_THE_TABLE else row.line()
     assert any(line.startswith(known) for line in PAGE.splitlines())
+
+
+@pytest.mark.parametrize("name", STYLES)
+def test_the_supported_table_is_current_of_other_libraries(name):
+    assert matrix.measure_plain(name) in PAGE.splitlines()
 
 
 def test_the_supported_table_lists_what_is_measured_and_nothing_else():
