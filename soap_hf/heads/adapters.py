@@ -23,10 +23,10 @@ def without_adapters(backbone: PreTrainedModel, *, merge: bool = True) -> PreTra
     Raises:
         OutputError: an adapter cannot be merged.
     """
-    if not _adapted(backbone):
+    if not adapted_layers(backbone):
         return backbone
     plain = copy.deepcopy(backbone)
-    for path, layer in _adapted(plain).items():
+    for path, layer in adapted_layers(plain).items():
         above, _, name = path.rpartition(".")
         try:
             setattr(plain.get_submodule(above), name, _plain(layer, merge and _computes(layer)))
@@ -41,7 +41,7 @@ def without_adapters(backbone: PreTrainedModel, *, merge: bool = True) -> PreTra
 
 def has_active_adapter(backbone: nn.Module) -> bool:
     """Whether an adapter takes part in what the backbone computes."""
-    return any(_computes(layer) for layer in _adapted(backbone).values())
+    return any(_computes(layer) for layer in adapted_layers(backbone).values())
 
 
 def write_adapter(model: Any, folder: Path, base: str, **kwargs: Any) -> None:
@@ -51,7 +51,7 @@ def write_adapter(model: Any, folder: Path, base: str, **kwargs: Any) -> None:
     PreTrainedModel.save_pretrained(model, folder, **kwargs)
 
 
-def _adapted(backbone: nn.Module) -> dict[str, Any]:
+def adapted_layers(backbone: nn.Module) -> dict[str, Any]:
     """The layers that hold adapters, and those that an adapter replaces as a whole; none inside another."""
     found: dict[str, Any] = {}
     for path, module in backbone.named_modules():

@@ -21,7 +21,7 @@ from ..runtime.projection import SOAPProjection
 from ..runtime.vision_backbone import weight_digests
 from ..statistics.semantic_invariance import Mu
 from ..statistics.soap_statistics import SOAPStatistics
-from .adapters import without_adapters
+from .adapters import adapted_layers, without_adapters
 from .config import SOAPConfig, all_values
 from .hub import push_model
 from .opening import check_provenance, read_statistics
@@ -69,9 +69,8 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
     ):
         check_provenance(config)
         super().__init__(config, backbone, projections)
-        plain = without_adapters(self.backbone)
-        if plain is not self.backbone:
-            self.weights_when_wrapped = weight_digests(plain)
+        if adapted_layers(self.backbone):
+            self.weights_when_wrapped = weight_digests(without_adapters(self.backbone))
         self.digests_of_reference: dict[str, str] | None = config.backbone_digests  # `None`: nobody has looked
         self._statistics: dict[int, SOAPStatistics] = {}
         self._image_processor: Any = None

@@ -18,7 +18,7 @@ from ..runtime.errors import BackboneError, HeadError, OutputError, first_senten
 from ..runtime.head_files import ADAPTER_FILE, CONFIG_FILE, is_head_config
 from ..runtime.vision_backbone import has_other_weights, load_backbone, weight_digests
 from ..statistics.soap_statistics import STORED_COMPONENTS
-from .adapters import has_active_adapter, has_adapter, without_adapters, write_adapter
+from .adapters import adapted_layers, has_active_adapter, has_adapter, without_adapters, write_adapter
 from .card import CARD_FILE, refresh_card
 from .opening import (
     BACKBONE_FOLDER,
@@ -41,7 +41,7 @@ def save_head(
     target, keeps_adapter = Path(folder), has_adapter(model) and not include_backbone
     # a backbone that came from inside the head's repository has no other place
     include_backbone = include_backbone or (model.config.backbone_name_or_path or "").startswith("./")
-    is_merged = include_backbone and without_adapters(model.backbone) is not model.backbone
+    is_merged = include_backbone and bool(adapted_layers(model.backbone))
     refuse_other_model(target, adapter_too=not keeps_adapter and (is_merged or not _is_at(model, target)))
     if keeps_adapter and _lies_at_base_of_adapter(model):
         with staging_folder(target) as staging:

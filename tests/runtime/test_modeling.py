@@ -200,8 +200,10 @@ def test_what_is_not_a_vision_model_is_refused(projection):
     text = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32))
     with pytest.raises(BackboneError, match="not a vision backbone"):
         SOAPModelWrapper.from_backbone(text, projection)
-    with pytest.raises(BackboneError, match="must be a transformers model"):
+    with pytest.raises(BackboneError, match="Linear cannot be called with images"):
         SOAPModelWrapper.from_backbone(torch.nn.Linear(2, 2), projection)
+    with pytest.raises(BackboneError, match="must be a transformers model, a hub id or a folder, not Tensor"):
+        SOAPModelWrapper.from_backbone(torch.zeros(2), projection)
 
 
 def test_from_config_has_the_shape_of_the_head(vit, projection, pixels):
