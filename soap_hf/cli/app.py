@@ -1,7 +1,8 @@
 """The command line: `soap-hf fit | score | tune | info | extract | evaluate | figures | push`."""
 
 import sys
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
@@ -11,21 +12,13 @@ from ..runtime.errors import SOAPError, first_sentence
 from ..version import __version__
 from .evaluate import Knn, Matching, Position, Saliency, Segmentation
 from .extract import Extract
-from .figures import draw_figures
+from .figures import Figures
 from .fit import Fit, Score
-from .heads import PushHead, info
+from .heads import Info, PushHead
+from .options import Command
 from .tune import Tune
 
-
-def _run(command: Any, **_: Any) -> None:
-    """Runs a command that is a dataclass; one that is a function has run already."""
-    if command is not None:
-        command.run()
-
-
 app = typer.Typer(
-    result_callback=_run,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Clean patch tokens from any frozen vision backbone (SOAP, arXiv 2604.00172).",
     epilog="Add --debug to any command for the full traceback of an error.",
@@ -36,8 +29,8 @@ app.command("fit")(Fit)
 app.command("score")(Score)
 app.command("tune")(Tune)
 app.command("extract")(Extract)
-app.command("figures")(draw_figures)
-app.command("info")(info)
+app.command("figures")(Figures)
+app.command("info")(Info)
 app.command("push")(PushHead)
 app.add_typer(evaluate, name="evaluate")
 for evaluation in (Matching, Position, Knn, Segmentation, Saliency):
@@ -59,12 +52,26 @@ def _common(
     """Options of `soap-hf` itself."""
 
 
-def main() -> None:
-    """Entry point: one sentence and a non-zero exit for an error, the traceback with `--debug`."""
+def main(prepare: Callable[[], object] | None = None) -> None:
+    """Entry point: one sentence and a non-zero exit for an error, the traceback with `--debug`.
+
+    `prepare` is called before a command works, once the command line is understood.
+    """
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    status = 0
     try:
-        status = app(arguments or ["--help"], standalone_mode=False)
+        command = app(arguments or ["--help"], standalone_mode=False)
+        if isinstance(command, Command):
+            command.announce()
+            if prepare is not None and command.needs_package:
+                prepare()
+            command.run()
+        else:  # help, the version or a completion was asked for
+            status = command
+    except KeyboardInterrupt:
+        show("Interrupted.", to_stderr=True)
+        status = 130  # as shells count it
     except Exception as error:
         if debug:
             raise

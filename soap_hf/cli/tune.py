@@ -2,31 +2,27 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..data.data_sets import open_dataset
-from ..evaluation.arguments import EvaluationArguments
-from ..evaluation.check import check_of_choice
-from ..evaluation.examples import Examples
-from ..evaluation.strength import StrengthChoice, choose_mu
-from ..evaluation.views import ViewRule
-from ..files import check_output_folder
-from ..heads.model import SOAPModelWrapper
+from ..evaluation.arguments import EvaluationArguments, ViewRule
 from ..heads.printing import show
-from ..heads.saving import refuse_other_model
 from ..runtime.errors import MissingExtraError, OutputError
 from .evaluate import Split, load_head
 from .fit import figures_of
-from .options import DatasetName, Head, hide_progress_bars, options_of, values_of
+from .options import Command, DatasetName, Head, hide_progress_bars, options_of, values_of
+
+if TYPE_CHECKING:
+    from ..evaluation.strength import StrengthChoice
+    from ..heads.model import SOAPModelWrapper
 
 TuneOptions: Any = options_of(EvaluationArguments, without=("method", "rank", "mu", "output", "overwrite"))
 RuleOptions: Any = options_of(ViewRule)
 
 
 @dataclass(kw_only=True)
-class Tune(TuneOptions, RuleOptions):
+class Tune(Command, TuneOptions, RuleOptions):
     """Choose a head's strength by matching between views; 0, the identity, where nothing is gained."""
 
     head: Head
@@ -41,8 +37,16 @@ class Tune(TuneOptions, RuleOptions):
     ] = None
     figure: Annotated[Optional[Path], typer.Option(metavar="PNG", help="File for a picture of the curves.")] = None
 
+    def plan(self) -> str:
+        """What is chosen by what."""
+        return f"Choosing the strength of {self.head} by matching on images of {self.dataset}"
+
     def run(self) -> None:
         """Measures, prints and draws the curves, and writes the head if there is a place for it."""
+        from ..data.data_sets import open_dataset
+        from ..evaluation.examples import Examples
+        from ..evaluation.strength import choose_mu
+
         chosen = EvaluationArguments(**values_of(self, EvaluationArguments))
         rule = ViewRule(**values_of(self, ViewRule))
         target = self._target()
@@ -72,6 +76,9 @@ class Tune(TuneOptions, RuleOptions):
 
     def _target(self) -> Path | None:
         """The folder to write to, checked before the work."""
+        from ..files import check_output_folder
+        from ..heads.saving import refuse_other_model
+
         if self.apply and self.output is not None:
             raise OutputError("--apply writes into HEAD and --output elsewhere; pass one of them.")
         if self.figure is not None and not self.figure.absolute().parent.is_dir():
@@ -86,8 +93,12 @@ class Tune(TuneOptions, RuleOptions):
         return self.output
 
 
-def _write(model: SOAPModelWrapper, choice: StrengthChoice, folder: Path, picture: bytes | None, seed: int) -> None:
+def _write(
+    model: "SOAPModelWrapper", choice: "StrengthChoice", folder: Path, picture: bytes | None, seed: int
+) -> None:
     """Saves the head with the chosen strength, what matching says of it, and its figures."""
+    from ..evaluation.check import check_of_choice
+
     model.reweight(choice.mu, model.config.tau, model.config.threshold)
     model.config.checks = check_of_choice(choice, len(model.config.layers), seed)
     figures = figures_of(model) | ({"matching_curve.png": picture} if picture else {})
@@ -95,7 +106,7 @@ def _write(model: SOAPModelWrapper, choice: StrengthChoice, folder: Path, pictur
     show(f"Head with mu={choice.mu:g} written to {folder}")
 
 
-def _drawn(choices: dict[str, StrengthChoice]) -> bytes | None:
+def _drawn(choices: "dict[str, StrengthChoice]") -> bytes | None:
     """The curves as a picture, if matplotlib is there."""
     try:
         from ..figures import matching_curve, to_png  # matplotlib comes with an extra

@@ -17,10 +17,11 @@ from ..data.loading import Example
 from ..heads.running import read_raw_tokens
 from ..layout.probing import evaluation_mode
 from ..runtime.errors import DataError
+from .arguments import ViewRule
 from .comparison import Comparison
 from .examples import Examples, short_names
 from .results import Interval, Results
-from .views import ViewPair, ViewRule, draw_views, patch_centres, true_places
+from .views import ViewPair, draw_views, patch_centres, true_places
 
 logger = logging.get_logger(__name__)
 

@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..runtime.errors import OutputError, first_sentence
 from ..runtime.head_files import HeadSource
-from ..statistics.semantic_invariance import NEGLIGIBLE_WEIGHT
+from ..statistics import NEGLIGIBLE_WEIGHT
 from .config import SOAPConfig
 from .opening import BACKBONE_FOLDER, EVALUATIONS_FOLDER, FIGURES_FOLDER, INCLUDED_BACKBONE
 from .report import checks

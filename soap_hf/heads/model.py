@@ -20,9 +20,10 @@ from ..runtime.projection import SOAPProjection
 from ..runtime.vision_backbone import weight_digests, weight_sample
 from ..statistics.semantic_invariance import Mu
 from ..statistics.soap_statistics import SOAPStatistics
-from .config import SOAPConfig, all_values
+from .config import SOAPConfig
 from .hub import push_model
-from .opening import check_provenance, read_statistics
+from .opening import read_statistics
+from .provenance import all_values, check_provenance
 from .saving import save_head
 
 

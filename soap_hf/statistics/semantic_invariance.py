@@ -94,7 +94,3 @@ def suppression_weights(scores: Tensor, *, mu: Mu = "auto", tau: float = 0.05, t
     ranks = torch.empty_like(scores)
     ranks[order] = torch.arange(len(scores), dtype=scores.dtype, device=scores.device)
     return scores * torch.sigmoid((count - 0.5 - ranks) / tau)
-
-
-NEGLIGIBLE_WEIGHT = 1e-4
-"""Components with a weight up to this are neither stored nor removed."""
