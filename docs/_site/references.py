@@ -5,6 +5,7 @@ from typing import Any
 
 import griffe
 
+SAID_TYPE = re.compile(r"^( +[\w*, ]+ \()(.+?)(\):)", flags=re.MULTILINE)
 REFERENCE = re.compile(r"\[`(~?)([\w.]+)`\](?!\()")
 
 
@@ -15,7 +16,13 @@ class References(griffe.Extension):
         """Rewrites the docstring of an object."""
         if obj.docstring is not None:
             text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)  # as griffe calls it
+            text = SAID_TYPE.sub(lambda match: match[1] + _plain(match[2]) + match[3], text)
             obj.docstring.value = REFERENCE.sub(_linked, text)
+
+
+def _plain(said: str) -> str:
+    """The type of an argument without marks, since the site shows it as code."""
+    return re.sub(r"\[?`~?(?:soap_hf\.[\w.]*\.)?([^`]*)`\]?", r"\1", said).replace("*", "")
 
 
 def _linked(match: re.Match[str]) -> str:
