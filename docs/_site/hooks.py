@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
+    "CODE_OF_CONDUCT.md": "conduct.md",
     "model_cards/RESULTS.md": "results.md",
     "model_cards/SUPPORTED.md": "supported.md",
 }

@@ -22,6 +22,17 @@ SHOWN = (("means", "raw"), ("means", "soap"), ("differences", "soap"))
 TASKS = {"knn": "image-classification", "saliency": "image-segmentation", "segmentation": "image-segmentation"}
 """The Hub's names of what the evaluations measure."""
 
+METRICS = {
+    "right_0.5": "patches matched within half a patch",
+    "right_1": "patches matched within one patch",
+    "right_2": "patches matched within two patches",
+    "stuck": "moved patches matched to their old place",
+    "share": "variance explained by position",
+    "row_r2": "R² of a linear probe for a patch's row",
+    "column_r2": "R² of a linear probe for a patch's column",
+}
+"""What metrics are called for people who do not know this package."""
+
 BLOCK = re.compile(r"<!-- soap_hf:(\w+) -->\n.*?<!-- /soap_hf:\1 -->", flags=re.DOTALL)
 """What this module writes, and may write again; everything outside belongs to whoever wrote it."""
 
@@ -98,7 +109,7 @@ def _metadata(config: SOAPConfig, name: str, license: str | None, results: list[
                 dataset_type=row["dataset"],
                 dataset_name=row["dataset"],
                 metric_type=row["metric"],
-                metric_name=f"{row['metric']} ({row['evaluation']})",
+                metric_name=f"{METRICS.get(row['metric'], row['metric'])} ({row['evaluation']})",
                 metric_value=round(row["soap"], 6),
             )
             for row in results
@@ -146,6 +157,7 @@ def _words(config: SOAPConfig, folder: Path, name: str, results: list[dict[str, 
         "settings": f"mu={config.mu}, tau={config.tau}, threshold={config.threshold}",
         "figures": [{"file": file, "title": file.removesuffix(".png").replace("_", " ")} for file in pictures],
         "results": results,
+        "metrics": METRICS,
         "fit": config.fit,
         "command": _command(config, config.fit) if config.fit else None,
     }
