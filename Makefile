@@ -9,7 +9,7 @@ TORCH ?= $(shell grep ^torch== constraints.txt)
 TESTS ?=
 OLD_VERSIONS_WARN := -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning -W ignore::FutureWarning
 
-.PHONY: demo demo-hub test test-slow test-all test-oldest test-newest quality style bench dist constraints-oldest clean
+.PHONY: demo demo-hub test test-slow test-all test-oldest test-newest quality style bench docs dist constraints-oldest clean
 
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
@@ -44,6 +44,10 @@ style: $(READY)
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks
 
+docs: .venv-docs/.ready
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+	.venv-docs/bin/python docs/_site/check.py site
+
 dist:
 	rm -rf dist
 	$(PYTHON) -m venv .venv-dist
@@ -52,7 +56,7 @@ dist:
 	.venv-dist/bin/python -m twine check --strict dist/*
 
 clean:
-	rm -rf .venv .venv-* build dist demo-head
+	rm -rf .venv .venv-* build dist site demo-head
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -67,6 +71,11 @@ $(READY): pyproject.toml constraints.txt
 .venv-newest/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade $(TORCH) -e ".[dev]"
+	touch $@
+
+.venv-docs/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	touch $@
 
 # to be run when pyproject.toml changes; universal, so that it holds for every system and Python

@@ -7,8 +7,8 @@ the largest principal angle between the spaces of the two highest-scoring compon
 in the largest fit (0°: the same directions; 90°: a direction of one is missing from the other); the distance between
 the projectors when `auto` decides (0: they remove the same; near 1: one removes what the other keeps); the largest
 change of a removed component's score; and how many components `auto` removes. The second keeps the components of the
-largest fit and lets fewer images answer, as a smaller `--token-cache` does: how the standard error of a score falls
-with their number. Needs scipy: `pip install "soap-hf[eval]"`.
+largest fit and lets the responses of fewer images count, as a smaller `--token-cache` does: how the standard error of
+a score falls with their number. Needs scipy: `pip install "soap-hf[eval]"`.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main() -> None:
             f"| {number} | {angles[0]:.1f}° | {angles[1]:.1f}° | {distance:.3f} | {change:.4f} | {count} |", flush=True
         )
 
-    print("\n| images that answer | largest standard error | largest change of a score |\n|---|---|---|")
+    print("\n| images whose responses count | largest standard error | largest change of a score |\n|---|---|---|")
     per_image = 2 * reference.real_response.numel()
     for number in numbers:
         # in 16 bits; an eighth is set aside for synthetic images

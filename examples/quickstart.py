@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from soap_hf import Comparison, SOAPModelWrapper, evaluate_matching, fit_soap
 from soap_hf.evaluation import position_variance_share
-from soap_hf.statistics.semantic_invariance import NEGLIGIBLE_WEIGHT
+from soap_hf.statistics import NEGLIGIBLE_WEIGHT
 
 HERE = Path(__file__).parent
 

@@ -9,18 +9,24 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub.errors import HTTPError
-
-# transformers 5.18: up to 5.17, the one that transformers itself exports asks for torchvision
-from transformers.models.auto.image_processing_auto import AutoImageProcessor as AutoImageProcessor
-
 from .runtime.errors import MissingExtraError, refuse_older
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor as AutoImageProcessor
 
-# huggingface_hub 2.0: before, its errors were httpx's, now they are httpx2's, and it exports no name for this one
-TransportError: type[Exception] = import_module(HTTPError.__module__).TransportError
+    TransportError: type[Exception]
+
+
+def __getattr__(name: str) -> Any:
+    """Names that stand in different places, looked up when asked for: a command line does without them."""
+    if name == "AutoImageProcessor":  # transformers 5.18: up to 5.17, its own export of it asks for torchvision
+        return import_module("transformers.models.auto.image_processing_auto").AutoImageProcessor
+    if (
+        name == "TransportError"
+    ):  # huggingface_hub 2.0: before, its errors were httpx's; it exports no name for this one
+        return import_module(import_module("huggingface_hub.errors").HTTPError.__module__).TransportError
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def argument_error() -> Any:

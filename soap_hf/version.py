@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from .runtime.errors import refuse_older
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 NEEDED = {
     "transformers": "5.10",

@@ -58,7 +58,8 @@ def test_the_wheel_is_whole_and_imports_little_outside_the_repository(wheel, tmp
         archive.extractall(tmp_path / "unzipped")
     assert {path.relative_to(ROOT).as_posix() for path in SOURCES} <= names
     assert "soap_hf/py.typed" in names
-    assert {name.partition("/")[0] for name in names} == {"soap_hf", f"soap_hf-{soap_hf.__version__}.dist-info"}
+    tops = {"soap_hf", "soap_hf_cli.py", f"soap_hf-{soap_hf.__version__}.dist-info"}
+    assert {name.partition("/")[0] for name in names} == tops
     (tmp_path / "elsewhere").mkdir()
     where, imported = run_python(IMPORT, tmp_path / "elsewhere", PYTHONPATH=str(tmp_path / "unzipped"))
     assert Path(where) == tmp_path / "unzipped" / "soap_hf" / "__init__.py"

@@ -1,7 +1,8 @@
 """The command line: `soap-hf fit | score | tune | info | extract | evaluate | figures | push | convert`."""
 
 import sys
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
@@ -12,21 +13,13 @@ from ..version import __version__
 from .convert import Convert
 from .evaluate import Knn, Matching, Position, Saliency, Segmentation
 from .extract import Extract
-from .figures import draw_figures
+from .figures import Figures
 from .fit import Fit, Score
-from .heads import PushHead, info
+from .heads import Info, PushHead
+from .options import Command
 from .tune import Tune
 
-
-def _run(command: Any, **_: Any) -> None:
-    """Runs a command that is a dataclass; one that is a function has run already."""
-    if command is not None:
-        command.run()
-
-
 app = typer.Typer(
-    result_callback=_run,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Clean patch tokens from any frozen vision backbone (SOAP, arXiv 2604.00172).",
     epilog="Add --debug to any command for the full traceback of an error.",
@@ -37,8 +30,8 @@ app.command("fit")(Fit)
 app.command("score")(Score)
 app.command("tune")(Tune)
 app.command("extract")(Extract)
-app.command("figures")(draw_figures)
-app.command("info")(info)
+app.command("figures")(Figures)
+app.command("info")(Info)
 app.command("push")(PushHead)
 app.command("convert")(Convert)
 app.add_typer(evaluate, name="evaluate")
@@ -61,12 +54,15 @@ def _common(
     """Options of `soap-hf` itself."""
 
 
-def main() -> None:
-    """Entry point: one sentence and a non-zero exit for an error, the traceback with `--debug`."""
+def main(prepare: Callable[[], object] | None = None) -> None:
+    """Entry point: one sentence and a non-zero exit for an error, the traceback with `--debug`.
+
+    `prepare` is called before a command works, once the command line is understood.
+    """
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     with patient_streams():
-        status = _status_of(arguments or ["--help"], debug)
+        status = _status_of(arguments or ["--help"], debug, prepare)
     problem = failure()
     if problem is not None and not isinstance(problem, BrokenPipeError):
         show(f"Error: not everything could be printed ({first_sentence(problem)}).", to_stderr=True)
@@ -74,10 +70,20 @@ def main() -> None:
     sys.exit(status or int(problem is not None))
 
 
-def _status_of(arguments: list[str], debug: bool) -> int | None:
+def _status_of(arguments: list[str], debug: bool, prepare: Callable[[], object] | None) -> int | None:
     """Runs a command line, and tells what went wrong; the exit status, if there is one."""
     try:
-        return app(arguments, standalone_mode=False)
+        command = app(arguments, standalone_mode=False)
+        if not isinstance(command, Command):  # help, the version or a completion was asked for
+            return command
+        command.announce()
+        if prepare is not None and command.needs_package:
+            prepare()
+        command.run()
+        return 0
+    except KeyboardInterrupt:
+        show("Interrupted.", to_stderr=True)
+        return 130  # as shells count it
     except Exception as error:
         if debug:
             raise

@@ -7,9 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..convert import convert_vit
-from ..files import check_output_folder
 from ..heads.printing import show
+from .options import Command
 
 
 class Method(str, Enum):
@@ -27,7 +26,7 @@ class Weights(str, Enum):
 
 
 @dataclass(kw_only=True)
-class Convert:
+class Convert(Command):
     """Turn a checkpoint of iBOT or DINO into a folder that `soap-hf fit` and AutoModel take."""
 
     method: Annotated[Method, typer.Argument(help="Whose checkpoint it is.")]
@@ -39,8 +38,15 @@ class Convert:
     ] = None
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False
 
+    def plan(self) -> str:
+        """What is converted."""
+        return f"Converting {self.checkpoint}"
+
     def run(self) -> None:
         """Converts."""
+        from ..convert import convert_vit
+        from ..files import check_output_folder
+
         check_output_folder(self.output, self.overwrite)
         convert_vit(self.checkpoint, self.output, weights=self.weights.value, num_heads=self.num_heads)
         show(f"Backbone written to {self.output}")

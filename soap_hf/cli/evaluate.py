@@ -3,31 +3,20 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..data.data_sets import open_dataset, public_name
-from ..evaluation.arguments import EvaluationArguments
-from ..evaluation.comparison import Comparison
-from ..evaluation.examples import Examples, open_pairs
-from ..evaluation.homographies import evaluate_homographies
-from ..evaluation.keypoints import evaluate_keypoints
-from ..evaluation.knn import NEIGHBOURS, evaluate_knn
-from ..evaluation.matching import evaluate_matching
-from ..evaluation.position import evaluate_position
-from ..evaluation.results import Results, command_line, results_table, write_results
-from ..evaluation.segmentation import NEIGHBOURS as SEGMENTATION_NEIGHBOURS
-from ..evaluation.segmentation import evaluate_segmentation
-from ..evaluation.views import ViewRule
-from ..files import check_output_folder
-from ..heads.card import refresh_card
-from ..heads.model import SOAPModelWrapper
-from ..heads.opening import EVALUATIONS_FOLDER
+from ..evaluation.arguments import EvaluationArguments, ViewRule
 from ..heads.printing import show
-from ..processes import find_device, from_main_alone, join_processes
 from ..runtime.errors import DataError
-from .options import DatasetName, Head, hide_progress_bars, options_of, values_of
+from .options import Command, DatasetName, Head, hide_progress_bars, options_of, values_of
+
+if TYPE_CHECKING:
+    from ..evaluation.comparison import Comparison
+    from ..evaluation.examples import Examples
+    from ..evaluation.results import Results
+    from ..heads.model import SOAPModelWrapper
 
 Masks = Annotated[
     Optional[str], typer.Argument(metavar="[MASKS]", help="Folder of masks, if the one before is of images.")
@@ -42,14 +31,21 @@ TestSize = Annotated[Optional[int], typer.Option(min=2, help="Size of a random s
 
 
 @dataclass(kw_only=True)
-class Evaluation(options_of(EvaluationArguments)):  # type: ignore[misc]
+class Evaluation(Command, options_of(EvaluationArguments)):  # type: ignore[misc]
     """What every evaluation does around its measuring."""
 
     head: Head
     dataset: DatasetName
 
+    def plan(self) -> str:
+        """What is measured."""
+        return f"Measuring {type(self).__name__.lower()} with the head {self.head}"
+
     def run(self) -> None:
         """Measures, in any number of processes; the main one prints the table and writes the files."""
+        from ..files import check_output_folder
+        from ..processes import from_main_alone, join_processes
+
         self.arguments = EvaluationArguments(**values_of(self, EvaluationArguments))
         is_main = join_processes(self.device).is_main_process
         if not self.progress or not is_main:
@@ -60,8 +56,13 @@ class Evaluation(options_of(EvaluationArguments)):  # type: ignore[misc]
         if is_main:
             self._tell(found)
 
-    def _tell(self, found: Results) -> None:
+    def _tell(self, found: "Results") -> None:
         """Writes the files, then prints the table."""
+        from ..data.data_sets import public_name
+        from ..evaluation.results import results_table, write_results
+        from ..heads.card import refresh_card
+        from ..heads.opening import EVALUATIONS_FOLDER
+
         if self.output is not None:
             summary = {"evaluation": found.name, "dataset": public_name(self.dataset), **found.summary}
             write_results(self.output, found.name, found.rows, summary)
@@ -73,12 +74,15 @@ class Evaluation(options_of(EvaluationArguments)):  # type: ignore[misc]
         if self.output is not None:
             show(f"Results written to {self.output}")
 
-    def measure(self) -> Results:
+    def measure(self) -> "Results":
         """What this evaluation finds."""
         raise NotImplementedError
 
-    def examples(self, name: str, split: str | None, number: int | None, masks: str | None = None) -> Examples:
+    def examples(self, name: str, split: str | None, number: int | None, masks: str | None = None) -> "Examples":
         """Images to measure on, paired with masks for an evaluation that needs them."""
+        from ..data.data_sets import open_dataset
+        from ..evaluation.examples import Examples, open_pairs
+
         source = {"split": split, "config_name": self.config_name, "token": self.token}
         own: dict[str, Any] = {"num_images": number, **self.arguments.reading}
         if hasattr(self, "label_column"):
@@ -88,8 +92,10 @@ class Evaluation(options_of(EvaluationArguments)):  # type: ignore[misc]
         pairs = open_pairs(name, masks, image_column=self.image_column, mask_column=self.mask_column, **source)
         return Examples(pairs, mask_column=self.mask_column, resize_masks=not self.same_size, **own)
 
-    def comparison(self) -> Comparison:
+    def comparison(self) -> "Comparison":
         """The methods asked for, on the head and its backbone."""
+        from ..evaluation.comparison import Comparison
+
         chosen = self.arguments
         model = load_head(self.head, chosen.device, **chosen.hub_kwargs)
         if chosen.mu is not None:
@@ -100,6 +106,8 @@ class Evaluation(options_of(EvaluationArguments)):  # type: ignore[misc]
     @property
     def noted(self) -> dict[str, Any]:
         """What every evaluation takes."""
+        from ..evaluation.results import command_line
+
         return {"progress": self.progress, "command": command_line(sys.argv[1:])}
 
     @property
@@ -126,7 +134,7 @@ class Saliency(Evaluation):
         bool, typer.Option("--bilateral/--no-bilateral", help="Measure after refinement by the bilateral solver, too.")
     ] = True
 
-    def measure(self) -> Results:
+    def measure(self) -> "Results":
         """Of images in their own sizes, one at a time."""
         from ..evaluation.saliency import evaluate_saliency  # scipy comes with an extra
 
@@ -167,8 +175,10 @@ class Knn(Voting):
     ] = None
     num_test: TestSize = None
 
-    def measure(self) -> Results:
+    def measure(self) -> "Results":
         """Of labelled images."""
+        from ..evaluation.knn import NEIGHBOURS, evaluate_knn
+
         self.refuse_one_split()
         train = self.examples(self.dataset, self.train_split, self.num_train)
         test = self.examples(self.test_dataset or self.dataset, self.test_split, self.num_test)
@@ -190,13 +200,15 @@ class Segmentation(Voting):
     ] = 1000
     num_test: TestSize = None
 
-    def measure(self) -> Results:
+    def measure(self) -> "Results":
         """Of images with masks whose values are classes."""
+        from ..evaluation.segmentation import NEIGHBOURS, evaluate_segmentation
+
         self.refuse_one_split()
         train = self.examples(self.dataset, self.train_split, self.num_train, self.masks)
         tested = (self.dataset, self.masks) if self.test_dataset is None else (self.test_dataset, self.test_masks)
         test = self.examples(tested[0], self.test_split, self.num_test, tested[1])
-        chosen: dict[str, Any] = {"neighbours": self.k or SEGMENTATION_NEIGHBOURS, "ignore_label": self.ignore_label}
+        chosen: dict[str, Any] = {"neighbours": self.k or NEIGHBOURS, "ignore_label": self.ignore_label}
         return evaluate_segmentation(self.comparison(), train, test, **chosen, **self.running)
 
 
@@ -220,7 +232,7 @@ class Matching(Evaluation, RuleOptions):
         typer.Option(metavar="FOLDER", help="Match key points of one class of things, as in SPair-71k."),
     ] = None
 
-    def measure(self) -> Results:
+    def measure(self) -> "Results":
         """Of views of photographs, or of pairs with known truth."""
         sources = [source for source in (self.dataset, self.hpatches, self.spair) if source]
         if len(sources) != 1:
@@ -230,10 +242,16 @@ class Matching(Evaluation, RuleOptions):
         if not self._draws_views and rule != ViewRule():
             raise DataError("--hpatches and --spair have pairs of their own; leave out the options that draw views.")
         if self.hpatches is not None:
+            from ..evaluation.homographies import evaluate_homographies
+
             return evaluate_homographies(self.comparison(), self.hpatches, **self.noted)
         if self.spair is not None:
+            from ..evaluation.keypoints import evaluate_keypoints
+
             options: dict[str, Any] = {"split": self.split or "test", "num_pairs": self.num_images, "seed": self.seed}
             return evaluate_keypoints(self.comparison(), self.spair, **options, **self.noted)
+        from ..evaluation.matching import evaluate_matching
+
         examples = self.examples(self.dataset, self.split, self.num_images)
         return evaluate_matching(self.comparison(), examples, rule=rule, seed=self.seed, **self.running)
 
@@ -250,13 +268,18 @@ class Position(Evaluation):
     num_images: Annotated[int, typer.Option(min=2, help="Size of a random sample, held in memory.")] = 500
     ridge: Annotated[float, typer.Option(help="Of the probe, in mean variances of the raw tokens.")] = 1.0
 
-    def measure(self) -> Results:
+    def measure(self) -> "Results":
         """Of images alone."""
+        from ..evaluation.position import evaluate_position
+
         images = self.examples(self.dataset, self.split, self.num_images)
         return evaluate_position(self.comparison(), images, ridge=self.ridge, **self.running)
 
 
-def load_head(head: str, device: str | None, **hub_kwargs: Any) -> SOAPModelWrapper:
+def load_head(head: str, device: str | None, **hub_kwargs: Any) -> "SOAPModelWrapper":
     """The head and its backbone, on the device asked for."""
+    from ..heads.model import SOAPModelWrapper
+    from ..processes import find_device
+
     target = find_device(device)
     return SOAPModelWrapper.from_pretrained(head, **hub_kwargs).to(target)

@@ -7,19 +7,15 @@ from typing import Annotated, Any, Optional
 import typer
 
 from ..extract.arguments import ExtractArguments
-from ..extract.extraction import WAIT, extract_features
-from ..extract.publishing import push_features
-from ..heads.hub_requests import check_repository
 from ..heads.printing import show
-from ..processes import join_processes
 from ..runtime.errors import OutputError
-from .options import DatasetName, Head, Private, hide_progress_bars, options_of, values_of
+from .options import Command, DatasetName, Head, Private, hide_progress_bars, options_of, values_of
 
 ExtractOptions: Any = options_of(ExtractArguments)
 
 
 @dataclass(kw_only=True)
-class Extract(ExtractOptions):
+class Extract(Command, ExtractOptions):
     """Write the clean features of every image of a data set: into a folder of parquet shards, or one file."""
 
     head: Head
@@ -30,8 +26,17 @@ class Extract(ExtractOptions):
     ] = None
     private: Private = None
 
+    def plan(self) -> str:
+        """What is written where."""
+        return f"Writing clean features of {self.dataset}, by {self.head}, to {self.output}"
+
     def run(self) -> None:
         """Extracts, and pushes."""
+        from ..extract.extraction import WAIT, extract_features
+        from ..extract.publishing import push_features
+        from ..heads.hub_requests import check_repository
+        from ..processes import join_processes
+
         if self.output.is_file() and not self.overwrite:
             raise OutputError(f"{self.output} exists; choose another file or pass --overwrite.")
         if self.push_to_hub is not None:

@@ -1,6 +1,7 @@
 """The command line of the figures: `soap-hf figures`."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -8,13 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from ..data.arguments import parse_image_size
-from ..evaluation.examples import open_image
-from ..files import check_output_folder, staging_folder
-from ..heads.opening import HeadRecord
 from ..heads.printing import show
 from ..runtime.errors import DataError, HeadError, MissingExtraError
 from .evaluate import load_head
-from .options import Head, Revision, Token, hide_progress_bars
+from .options import Command, Head, Revision, Token, hide_progress_bars
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,17 +27,19 @@ FILES = (
 """All that the command may write."""
 
 
-def draw_figures(
-    head: Head,
+@dataclass(kw_only=True)
+class Figures(Command):
+    """Draw a head's scores and response maps, and what it does to images of yours."""
+
+    head: Head
     images: Annotated[
         Optional[list[Path]], typer.Argument(metavar="IMAGE", help="Images to show the head's work on.")
-    ] = None,
-    *,
-    output: Annotated[Path, typer.Option(help="Folder for the figures.")],
+    ] = None
+    output: Annotated[Path, typer.Option(help="Folder for the figures.")]
     compare: Annotated[
         Optional[list[str]], typer.Option(metavar="HEAD", help="Another head for the score curves. May be repeated.")
-    ] = None,
-    layer: Annotated[Optional[int], typer.Option(min=-1, help="For the images; default: the head's last one.")] = None,
+    ] = None
+    layer: Annotated[Optional[int], typer.Option(min=-1, help="For the images; default: the head's last one.")] = None
     image_size: Annotated[
         Any,
         typer.Option(
@@ -47,53 +47,73 @@ def draw_figures(
             metavar="SIZE|HxW",
             help="Resize images to this, for a backbone that takes no other; default: their own shape.",
         ),
-    ] = None,
-    device: Annotated[Optional[str], typer.Option(help="Default: the accelerator if there is one.")] = None,
-    revision: Revision = None,
-    token: Token = None,
+    ] = None
+    device: Annotated[Optional[str], typer.Option(help="Default: the accelerator if there is one.")] = None
+    revision: Revision = None
+    token: Token = None
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the backbone.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No bars, and no names of files.")] = False,
-) -> None:
-    """Draw a head's scores and response maps, and what it does to images of yours."""
-    from .. import figures as draw  # matplotlib comes with an extra
+    ] = False
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False
+    progress: Annotated[bool, typer.Option("--progress/--quiet", help="Show bars and names of files.")] = True
 
-    check_output_folder(output, overwrite)
-    paths = images or []
-    if len(paths) > MOST_IMAGES:
-        raise DataError(f"A figure shows up to {MOST_IMAGES} images, not {len(paths)}; choose some of them.")
-    opened = [open_image(path, "choose another") for path in paths]
-    record = HeadRecord.open(head, revision=revision, token=token)
-    heads = {head: record, **{other: HeadRecord.open(other, token=token) for other in compare or []}}
-    labels = [draw.backbone_label(single.config) for single in heads.values()]
-    if len(set(labels)) == len(labels):  # where two have one backbone, heads have their own names
-        heads = dict(zip(labels, heads.values(), strict=True))
-    drawings: dict[str, Callable[[], Figure]] = {
-        "score_curve.png": partial(draw.score_curve, heads),
-        "response_maps.png": partial(draw.response_maps, record),
-    }
-    if deep := {label: single for label, single in heads.items() if len(single.config.layers) > 1}:
-        drawings["score_by_layer.png"] = partial(draw.score_by_layer, deep)
-    if opened:
-        if quiet:
+    def plan(self) -> str:
+        """What is drawn where."""
+        return f"Drawing the head {self.head} into {self.output}"
+
+    def run(self) -> None:
+        """Draws, and writes all that could be drawn."""
+        from .. import figures as draw  # matplotlib comes with an extra
+        from ..evaluation.examples import open_image
+        from ..files import check_output_folder, staging_folder
+        from ..heads.opening import HeadRecord
+
+        check_output_folder(self.output, self.overwrite)
+        paths = self.images or []
+        if len(paths) > MOST_IMAGES:
+            raise DataError(f"A figure shows up to {MOST_IMAGES} images, not {len(paths)}; choose some of them.")
+        opened = [open_image(path, "choose another") for path in paths]
+        record = HeadRecord.open(self.head, revision=self.revision, token=self.token)
+        others = {other: HeadRecord.open(other, token=self.token) for other in self.compare or []}
+        heads = {self.head: record, **others}
+        labels = [draw.backbone_label(single.config) for single in heads.values()]
+        if len(set(labels)) == len(labels):  # where two have one backbone, heads have their own names
+            heads = dict(zip(labels, heads.values(), strict=True))
+        drawings: dict[str, Callable[[], Figure]] = {
+            "score_curve.png": partial(draw.score_curve, heads),
+            "response_maps.png": partial(draw.response_maps, record),
+        }
+        if deep := {label: single for label, single in heads.items() if len(single.config.layers) > 1}:
+            drawings["score_by_layer.png"] = partial(draw.score_by_layer, deep)
+        if opened:
+            drawings |= self._of_images(opened, record)
+        drawn = _drawn(drawings)
+        with staging_folder(self.output, FILES) as staging:
+            for name, content in drawn.items():
+                (staging / name).write_bytes(content)
+        if self.progress:
+            for name in drawn:
+                show(f"Figure written to {self.output / name}")
+
+    def _of_images(self, opened: list[Any], record: Any) -> dict[str, Callable[[], "Figure"]]:
+        """How to draw what the head does to images."""
+        from .. import figures as draw
+
+        if not self.progress:
             hide_progress_bars()
-        model = load_head(head, device, revision=revision, token=token, trust_remote_code=trust_remote_code or None)
-        pictures = draw.look_at(model, opened, layer=layer, image_size=image_size)
-        drawings["responses.png"] = partial(draw.response_overlay, pictures, record)
-        drawings["patch_tokens.png"] = partial(draw.token_colours, pictures)
-        drawings["matching.png"] = partial(draw.matching_views, model, opened, layer=layer)
+        hub_kwargs = {"revision": self.revision, "token": self.token}
+        model = load_head(self.head, self.device, **hub_kwargs, trust_remote_code=self.trust_remote_code or None)
+        chosen: dict[str, Any] = {"layer": self.layer, "image_size": self.image_size}
+        pictures = draw.look_at(model, opened, **chosen)
+        drawings: dict[str, Callable[[], Figure]] = {
+            "responses.png": partial(draw.response_overlay, pictures, record),
+            "patch_tokens.png": partial(draw.token_colours, pictures),
+            "matching.png": partial(draw.matching_views, model, opened, layer=self.layer),
+        }
         if len(opened) > 1:
-            drawings["similarity.png"] = partial(draw.similarity_maps, model, opened, layer=layer)
-        drawings["saliency.png"] = partial(draw.saliency_masks, model, opened, layer=layer, image_size=image_size)
-    drawn = _drawn(drawings)
-    with staging_folder(output, FILES) as staging:
-        for name, content in drawn.items():
-            (staging / name).write_bytes(content)
-    if not quiet:
-        for name in drawn:
-            show(f"Figure written to {output / name}")
+            drawings["similarity.png"] = partial(draw.similarity_maps, model, opened, layer=self.layer)
+        drawings["saliency.png"] = partial(draw.saliency_masks, model, opened, **chosen)
+        return drawings
 
 
 def _drawn(drawings: Mapping[str, Callable[[], "Figure"]]) -> dict[str, bytes]:

@@ -6,19 +6,14 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ..files import check_output_folder
 from ..fitting.arguments import FitArguments
-from ..fitting.checkpoint import remove_checkpoint
-from ..fitting.fit import fit_soap
-from ..heads.hub import Push, check_push, push_head
 from ..heads.printing import show
 from ..heads.report import print_report
-from ..heads.saving import refuse_other_model
-from ..processes import join_processes
 from ..runtime.errors import first_sentence
 from .options import (
     Backbone,
     BackboneId,
+    Command,
     DatasetName,
     IncludeBackbone,
     Private,
@@ -32,7 +27,7 @@ FitOptions: Any = options_of(FitArguments)
 
 
 @dataclass(kw_only=True)
-class Fit(FitOptions):
+class Fit(Command, FitOptions):
     """Fit a head on your own images and write it to a folder."""
 
     backbone: Backbone
@@ -48,8 +43,18 @@ class Fit(FitOptions):
     figures: Annotated[bool, typer.Option(help="Draw figures for the head, which needs matplotlib.")] = True
     recipe: Recipe = None
 
+    def plan(self) -> str:
+        """What is fitted, on what, for which folder."""
+        return f"Fitting a head on {self.backbone} and images of {self.dataset}, to be written to {self.output}"
+
     def run(self) -> None:
         """Fits, saves and pushes."""
+        from ..files import check_output_folder
+        from ..fitting.checkpoint import remove_checkpoint
+        from ..heads.hub import Push, check_push, push_head
+        from ..heads.saving import refuse_other_model
+        from ..processes import join_processes
+
         push = None
         if self.push_to_hub is not None:
             target: dict[str, Any] = {"backbone_id": self.backbone_id, "include_backbone": self.include_backbone}
@@ -74,7 +79,7 @@ class Fit(FitOptions):
 
 
 @dataclass(kw_only=True)
-class Score(FitOptions):
+class Score(Command, FitOptions):
     """Score a backbone's components without writing a head: is there anything to remove?"""
 
     backbone: Backbone
@@ -82,8 +87,14 @@ class Score(FitOptions):
     check: Annotated[int, typer.Option(min=0, help="Images on which matching says whether the head would help.")] = 0
     all_layers: Annotated[bool, typer.Option("--all-layers", help="Every layer, in one pass over the data.")] = False
 
+    def plan(self) -> str:
+        """What is scored, on what."""
+        return f"Scoring the components of {self.backbone} on images of {self.dataset}"
+
     def run(self) -> None:
         """Fits, and prints what a head would remove."""
+        from ..processes import join_processes
+
         is_main = join_processes(self.device).is_main_process
         model = _fit(self, is_main, **({"layer": "all"} if self.all_layers else {}))
         if not self.progress and is_main:  # without its table it would say nothing
@@ -92,6 +103,8 @@ class Score(FitOptions):
 
 def _fit(command: Any, is_main: bool, **others: Any) -> Any:
     """The fitted head; bars and table are the main process's alone."""
+    from ..fitting.fit import fit_soap
+
     others["progress"] = command.progress and is_main
     if not others["progress"]:
         hide_progress_bars()

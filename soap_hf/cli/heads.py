@@ -6,20 +6,34 @@ from typing import Annotated, Optional
 
 import typer
 
-from ..heads.hub import Push, push_head
-from ..heads.opening import HeadRecord
+from ..heads.glance import glance
 from ..heads.printing import show
 from ..heads.report import print_report
-from .options import BackboneId, Head, IncludeBackbone, Private, Revision, Token, values_of
-
-
-def info(head: Head, revision: Revision = None, token: Token = None) -> None:
-    """Show what a head removes and how it was fitted."""
-    print_report(HeadRecord.open(head, revision=revision, token=token).config)
+from .options import BackboneId, Command, Head, IncludeBackbone, Private, Revision, Token, values_of
 
 
 @dataclass(kw_only=True)
-class PushHead:
+class Info(Command):
+    """Show what a head removes and how it was fitted."""
+
+    head: Head
+    revision: Revision = None
+    token: Token = None
+
+    needs_package = False
+
+    def run(self) -> None:
+        """Prints what the head's files say."""
+        config = glance(self.head, revision=self.revision, token=self.token)
+        if config is None:  # the long way says in which way the head is not in order
+            from ..heads.opening import HeadRecord
+
+            config = HeadRecord.open(self.head, revision=self.revision, token=self.token).config
+        print_report(config)
+
+
+@dataclass(kw_only=True)
+class PushHead(Command):
     """Push a head to the Hub, with its card and the code that loads it."""
 
     head: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of the head.")]
@@ -35,6 +49,12 @@ class PushHead:
     force: Annotated[bool, typer.Option("--force", help="Write over a repository of something else.")] = False
     token: Token = None
 
+    def plan(self) -> str:
+        """What goes where."""
+        return f"Pushing the head in {self.head} to {self.repo_id}"
+
     def run(self) -> None:
         """Pushes."""
+        from ..heads.hub import Push, push_head
+
         show(f"Head pushed to {push_head(self.head, Push(**values_of(self, Push)))}")

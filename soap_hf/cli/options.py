@@ -1,11 +1,13 @@
 """Commands made of dataclasses: each field is an option, each command a dataclass that knows how to run."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
 import typer
 
+from ..heads.printing import show
 from ..runtime.errors import SOAPError, first_sentence
 
 Backbone = Annotated[
@@ -23,6 +25,29 @@ Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit on 
 Token = Annotated[
     Optional[str], typer.Option(envvar="HF_TOKEN", show_envvar=False, help="Hub token; default: HF_TOKEN.")
 ]
+
+
+class Command:
+    """What stands behind `soap-hf NAME`: a dataclass of options that says what it will do, and does it.
+
+    Modules of commands import what works inside `run` alone, so that help and errors need neither torch nor datasets.
+    """
+
+    needs_package = True
+    """Whether the package must be registered with transformers before the work."""
+
+    def plan(self) -> str:
+        """What `run` will do, in a few words; empty for nothing that takes time."""
+        return ""
+
+    def run(self) -> None:
+        """Does it."""
+        raise NotImplementedError
+
+    def announce(self) -> None:
+        """Says what is about to be done, before the imports that take seconds; of many processes, the first does."""
+        if self.plan() and getattr(self, "progress", True) and os.environ.get("RANK", "0") == "0":
+            show(f"{self.plan()} …", to_stderr=True)
 
 
 def options_of(arguments: type, *, without: tuple[str, ...] = ()) -> type:

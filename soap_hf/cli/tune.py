@@ -2,33 +2,28 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..data.data_sets import open_dataset
-from ..evaluation.arguments import EvaluationArguments
-from ..evaluation.check import check_head, check_of_choice
-from ..evaluation.examples import Examples
-from ..evaluation.strength import StrengthChoice, choose_mu
-from ..evaluation.views import ViewRule
-from ..files import check_output_folder
-from ..heads.model import SOAPModelWrapper
+from ..evaluation.arguments import EvaluationArguments, ViewRule
 from ..heads.printing import show
-from ..heads.running import head_preprocessor
-from ..heads.saving import refuse_other_model
-from ..processes import from_main_alone, join_processes, on_main
 from ..runtime.errors import MissingExtraError, OutputError
 from .evaluate import Split, load_head
 from .fit import figures_of
-from .options import DatasetName, Head, hide_progress_bars, options_of, values_of
+from .options import Command, DatasetName, Head, hide_progress_bars, options_of, values_of
+
+if TYPE_CHECKING:
+    from ..evaluation.examples import Examples
+    from ..evaluation.strength import StrengthChoice
+    from ..heads.model import SOAPModelWrapper
 
 TuneOptions: Any = options_of(EvaluationArguments, without=("method", "rank", "mu", "output", "overwrite"))
 RuleOptions: Any = options_of(ViewRule)
 
 
 @dataclass(kw_only=True)
-class Tune(TuneOptions, RuleOptions):
+class Tune(Command, TuneOptions, RuleOptions):
     """Choose a head's strength by matching between views; 0, the identity, where nothing is gained."""
 
     head: Head
@@ -43,8 +38,17 @@ class Tune(TuneOptions, RuleOptions):
     ] = None
     figure: Annotated[Optional[Path], typer.Option(metavar="PNG", help="File for a picture of the curves.")] = None
 
+    def plan(self) -> str:
+        """What is chosen by what."""
+        return f"Choosing the strength of {self.head} by matching on images of {self.dataset}"
+
     def run(self) -> None:
         """Measures, prints and draws the curves, and writes the head if there is a place for it."""
+        from ..data.data_sets import open_dataset
+        from ..evaluation.examples import Examples
+        from ..evaluation.strength import choose_mu
+        from ..processes import from_main_alone, join_processes, on_main
+
         chosen = EvaluationArguments(**values_of(self, EvaluationArguments))
         rule = ViewRule(**values_of(self, ViewRule))
         is_main = join_processes(self.device).is_main_process
@@ -79,9 +83,12 @@ class Tune(TuneOptions, RuleOptions):
             show("Nothing was changed; pass --apply or --output to give the head that strength.")
 
     def _checks(
-        self, model: SOAPModelWrapper, choice: StrengthChoice, images: Examples, chosen: EvaluationArguments
+        self, model: "SOAPModelWrapper", choice: "StrengthChoice", images: "Examples", chosen: EvaluationArguments
     ) -> list[dict[str, Any]]:
         """What matching says of the head at its new strength, for each layer."""
+        from ..evaluation.check import check_head, check_of_choice
+        from ..heads.running import head_preprocessor
+
         if len(model.config.layers) == 1:
             return check_of_choice(choice, chosen.seed)
         options: dict[str, Any] = {name: getattr(chosen, name) for name in ("batch_size", "seed", "progress")}
@@ -90,6 +97,9 @@ class Tune(TuneOptions, RuleOptions):
 
     def _target(self) -> Path | None:
         """The folder to write to, checked before the work."""
+        from ..files import check_output_folder
+        from ..heads.saving import refuse_other_model
+
         if self.apply and self.output is not None:
             raise OutputError("--apply writes into HEAD and --output elsewhere; pass one of them.")
         if self.figure is not None and not self.figure.absolute().parent.is_dir():
@@ -104,14 +114,14 @@ class Tune(TuneOptions, RuleOptions):
         return self.output
 
 
-def _write(model: SOAPModelWrapper, folder: Path, picture: bytes | None) -> None:
+def _write(model: "SOAPModelWrapper", folder: Path, picture: bytes | None) -> None:
     """Saves the head with its new strength, and its figures."""
     figures = figures_of(model) | ({"matching_curve.png": picture} if picture else {})
     model.save_pretrained(folder, figures=figures)
     show(f"Head with mu={model.config.mu} written to {folder}")
 
 
-def _drawn(choices: dict[str, StrengthChoice]) -> bytes | None:
+def _drawn(choices: "dict[str, StrengthChoice]") -> bytes | None:
     """The curves as a picture, if matplotlib is there."""
     try:
         from ..figures import matching_curve, to_png  # matplotlib comes with an extra

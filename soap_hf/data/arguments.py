@@ -5,12 +5,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
-from transformers.utils import logging
-
 from ..runtime.errors import DataError
-from ..runtime.patch_layout import as_size
 
-logger = logging.get_logger(__name__)
 Arguments = TypeVar("Arguments", bound="ImageArguments")
 
 MAX_IMAGE_SIDE = 8192
@@ -86,8 +82,10 @@ class ImageArguments:
     progress: bool = argument(True, "Show bars.", flag="--progress/--quiet")
 
     def __post_init__(self) -> None:
+        from ..runtime.patch_layout import as_size  # here, since reading the help of a command needs no torch
+
         if self.max_bad_images is not None:
-            logger.warning("max_bad_images is called max_bad_fraction now, since it is a share; use that.")
+            _warn("max_bad_images is called max_bad_fraction now, since it is a share; use that.")
             self.max_bad_fraction, self.max_bad_images = self.max_bad_images, None
         if not 0 <= self.max_bad_fraction <= 1:
             raise DataError(f"max_bad_fraction is a share from 0 to 1, not {self.max_bad_fraction}.")
@@ -109,6 +107,13 @@ class ImageArguments:
         """What reaches the Hub, of that which was given."""
         named = {"revision": self.revision, "token": self.token, "trust_remote_code": self.trust_remote_code}
         return {name: value for name, value in named.items() if value}
+
+
+def _warn(message: str) -> None:
+    """Warns as transformers does, which a command line that only reads its help does not import."""
+    from transformers.utils import logging
+
+    logging.get_logger(__name__).warning(message)
 
 
 def refuse_bad_seed(seed: int) -> None:

@@ -1,25 +1,25 @@
 """Measures of what a head does to a backbone's patch tokens. The door is `comparison`."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..compat import need
 
-need("datasets", "An evaluation", "fit")
-
-from .comparison import Comparison
-from .examples import Examples, open_pairs
-from .homographies import evaluate_homographies
-from .keypoints import evaluate_keypoints
-from .knn import evaluate_knn
-from .matching import evaluate_matching
-from .methods import method_projections
-from .position import evaluate_position, position_variance_share
-from .segmentation import evaluate_segmentation
-from .strength import choose_mu
-from .views import ViewRule
-
 if TYPE_CHECKING:
+    from .arguments import ViewRule
+    from .comparison import Comparison
+    from .examples import Examples, open_pairs
+    from .homographies import evaluate_homographies
+    from .keypoints import evaluate_keypoints
+    from .knn import evaluate_knn
+    from .matching import evaluate_matching
+    from .methods import method_projections
+    from .position import evaluate_position, position_variance_share
     from .saliency import evaluate_saliency
+    from .segmentation import evaluate_segmentation
+    from .strength import choose_mu
+
+need("datasets", "An evaluation", "fit")
 
 __all__ = [
     "Comparison",
@@ -38,10 +38,25 @@ __all__ = [
     "position_variance_share",
 ]
 
+_LAZY = {  # a command line reads the arguments alone, and saliency needs an extra that the others do not
+    "Comparison": "comparison",
+    "Examples": "examples",
+    "ViewRule": "arguments",
+    "choose_mu": "strength",
+    "evaluate_homographies": "homographies",
+    "evaluate_keypoints": "keypoints",
+    "evaluate_knn": "knn",
+    "evaluate_matching": "matching",
+    "evaluate_position": "position",
+    "evaluate_saliency": "saliency",
+    "evaluate_segmentation": "segmentation",
+    "method_projections": "methods",
+    "open_pairs": "examples",
+    "position_variance_share": "position",
+}
+
 
 def __getattr__(name: str) -> Any:
-    if name != "evaluate_saliency":  # which needs an extra that the others do not
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .saliency import evaluate_saliency
-
-    return evaluate_saliency
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,13 +5,13 @@ from typing import Any
 
 from ..data.preprocessing import ImagePreprocessor
 from ..heads.model import SOAPModelWrapper
+from .arguments import ViewRule
 from .comparison import Comparison
 from .examples import Examples
 from .matching import HEADLINE, match_views
 from .methods import RAW
 from .results import Interval, column, paired_difference
 from .strength import StrengthChoice
-from .views import ViewRule
 
 CLEAN = "soap"
 

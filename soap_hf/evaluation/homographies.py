@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ..data.folders import PICTURES
 from ..runtime.errors import DataError
+from .arguments import ViewRule
 from .comparison import Comparison
 from .examples import open_image
 from .matching import RADII, matching_row, right, tokens_of
 from .results import Results, grouped
 from .sharing import measure_items
-from .views import ViewRule, resized_view, true_places
+from .views import resized_view, true_places
 
 KINDS = {"v": "viewpoint", "i": "illumination"}
 """What changes in the scenes whose names begin so."""

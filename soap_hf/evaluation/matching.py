@@ -18,10 +18,11 @@ from ..heads.running import read_raw_tokens
 from ..layout.probing import evaluation_mode
 from ..processes import on_main
 from ..runtime.errors import DataError
+from .arguments import ViewRule
 from .comparison import Comparison
 from .examples import Examples, short_names
 from .results import Interval, Results
-from .views import ViewPair, ViewRule, draw_views, patch_centres, true_places
+from .views import ViewPair, draw_views, patch_centres, true_places
 
 logger = logging.get_logger(__name__)
 

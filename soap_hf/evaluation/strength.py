@@ -12,11 +12,11 @@ from ..heads.running import head_preprocessor
 from ..runtime.errors import DataError, SOAPError
 from ..runtime.projection import SOAPProjection
 from ..statistics.soap_statistics import SOAPStatistics
+from .arguments import ViewRule
 from .comparison import Comparison
 from .matching import HEADLINE, as_examples, match_views, warn_if_few
 from .methods import RAW, head_layer, layer_statistics
 from .results import Interval, column, paired_difference
-from .views import ViewRule
 
 STRENGTHS = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
 """Numbers of components that are tried."""

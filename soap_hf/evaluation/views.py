@@ -1,6 +1,5 @@
 """Two views of one photograph whose geometry is known."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -8,52 +7,13 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
-from ..data.arguments import argument
-from ..runtime.errors import DataError
+from .arguments import ViewRule
 
 LEAST_PIXELS = 2
 """Of a photograph along one patch of its smallest crop; with fewer, a patch would show nothing."""
 
 MOST_DRAWS = 100
 """Pairs drawn of one photograph before it is given up."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewRule:
-    """How the two views of a photograph are drawn, and which pairs of them count.
-
-    Args:
-        smallest_crop, largest_crop (`float`, default to 0.5 and 0.9): side of a crop, as a share of the largest that
-            the photograph holds (of a square one: of its shorter side).
-        jitter (`float`, defaults to 0.3): largest relative change of brightness, contrast and colour of a view.
-        least_overlap (`float`, defaults to 0.3): share of the first view's patch centres that must lie in the second.
-        least_move (`float`, defaults to 1.5): patches by which those must move on average (the larger of both axes);
-            only patches that move further than this can be stuck.
-        flip (`bool`, defaults to `False`): mirror half of the second views.
-
-    Raises:
-        DataError: names the value that is impossible.
-
-    Example:
-        >>> ViewRule(flip=True).smallest_crop
-        0.5
-    """
-
-    smallest_crop: float = argument(0.5, "Smallest crop, as a share of the largest one that fits.")
-    largest_crop: float = argument(0.9, "Largest crop.")
-    jitter: float = argument(0.3, "Largest change of brightness, contrast and colour.")
-    least_overlap: float = argument(0.3, "Share of patch centres that both views must show.")
-    least_move: float = argument(1.5, "Patches by which they must move on average.")
-    flip: bool = argument(False, "Mirror half of the second views.", flag="--flip")
-
-    def __post_init__(self) -> None:
-        if not 0 < self.smallest_crop <= self.largest_crop <= 1:
-            raise DataError(
-                f"Crops must go from above 0 up to 1, not from {self.smallest_crop} to {self.largest_crop}."
-            )
-        for name, highest in (("jitter", 1), ("least_overlap", 1), ("least_move", float("inf"))):
-            if not 0 <= getattr(self, name) <= highest:
-                raise DataError(f"{name} must lie between 0 and {highest}, not {getattr(self, name)}.")
 
 
 class ViewPair(NamedTuple):

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.arguments import ImageArguments, argument, parse_bytes
 from ..runtime.errors import DataError
-from ..runtime.patch_layout import POOLINGS, Pooling
+
+if TYPE_CHECKING:
+    from ..runtime.patch_layout import Pooling
 
 STORED_AS = ("float32", "float16", "bfloat16")
 
@@ -60,7 +62,7 @@ class ExtractArguments(ImageArguments):
         DataError: names the argument that is impossible.
     """
 
-    pooling: Pooling | Literal["none"] | None = argument(
+    pooling: "Pooling | Literal['none'] | None" = argument(
         "mean", "One vector per image.", kind=str, metavar="mean|cls|cls+mean"
     )
     patches: bool = argument(False, "Keep patch tokens instead, in float16.", flag="--patches")
@@ -84,6 +86,8 @@ class ExtractArguments(ImageArguments):
     overwrite: bool = argument(False, "Replace what is there.", flag="--overwrite")
 
     def __post_init__(self) -> None:
+        from ..runtime.patch_layout import POOLINGS  # here, since reading the help of a command needs no torch
+
         super().__post_init__()
         if self.pooling in (None, "none"):  # as in 0.1.0
             self.pooling, self.patches = "mean", True

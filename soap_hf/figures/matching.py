@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..data.preprocessing import to_rgb
+from ..evaluation.arguments import ViewRule
 from ..evaluation.comparison import Comparison
 from ..evaluation.matching import nearest, tokens_of
-from ..evaluation.views import ViewPair, ViewRule, draw_views, patch_centres, true_places
+from ..evaluation.views import ViewPair, draw_views, patch_centres, true_places
 from ..heads.model import SOAPModelWrapper
 from ..runtime.errors import DataError
 from .pictures import look_at

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..heads.config import SOAPConfig
 from ..runtime.errors import HeadError
-from ..statistics.semantic_invariance import NEGLIGIBLE_WEIGHT
+from ..statistics import NEGLIGIBLE_WEIGHT
 from ..statistics.soap_statistics import SOAPStatistics
 
 

@@ -1,4 +1,4 @@
-"""Response maps: where the leading components answer positively; and the figures that are saved beside a head."""
+"""Response maps: where the leading components respond positively; and the figures that are saved beside a head."""
 
 import math
 

@@ -19,7 +19,7 @@ LEADING = 10
 """Components that have a panel of their own."""
 
 COIN_FLIP = math.sqrt(0.5)
-"""Score of a component whose answers are coin flips."""
+"""Score of a component whose responses are coin flips."""
 
 SHOWN_SHARE = 0.95
 """Of the components of a curve, those that must lie within its panel."""

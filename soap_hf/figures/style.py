@@ -19,7 +19,7 @@ QUALITATIVE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9",
 MARKERS = "os^DvPX"
 
 SHARES = "managua"
-"""Colour map of shares: light at both ends, where all images answer alike, and dark at the coin flip."""
+"""Colour map of shares: light at both ends, where all images respond alike, and dark at the coin flip."""
 
 SIGNED = "PuOr_r"
 """Colour map of signed values: white at 0, so that it can lie over an image."""

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..data.arguments import ImageArguments, argument, parse_batch_size, parse_bytes, parse_mu, refuse_bad_seed
 from ..runtime.errors import DataError, LayoutError
-from ..statistics.semantic_invariance import suppression_weights
+
+if TYPE_CHECKING:
+    import torch
 
 
 def parse_fit_mu(text: str) -> float | str:
@@ -123,7 +123,7 @@ class FitArguments(ImageArguments):
     threshold: float = argument(0.75, "Score above which auto removes a component.")
     isotropic: bool = argument(False, "Synthetic gradients without a preferred direction.", flag="--isotropic")
     seed: int = argument(0, "Of the sample and of the synthetic images.")
-    dtype: str | torch.dtype | None = argument(None, "Dtype of the backbone, e.g. bfloat16.", kind=str | None)
+    dtype: "str | torch.dtype | None" = argument(None, "Dtype of the backbone, e.g. bfloat16.", kind=str | None)
     num_workers: int | None = argument(None, "Processes that decode images.", least=0)
     token_cache: int | str = argument(
         "2GB", "Memory for tokens of real images, e.g. 500MB; all processes together.", kind=str, metavar="SIZE"
@@ -152,6 +152,10 @@ class FitArguments(ImageArguments):
     )
 
     def __post_init__(self) -> None:
+        import torch  # here, since reading the help of a command needs no torch
+
+        from ..statistics.semantic_invariance import suppression_weights
+
         super().__post_init__()
         suppression_weights(torch.ones(1), **self.strength)  # refuses bad ones
         if not isinstance(self.check, int) or self.check < 0:

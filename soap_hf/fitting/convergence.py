@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..processes import from_main
 from ..runtime.projection import SOAPProjection
-from ..statistics.semantic_invariance import NEGLIGIBLE_WEIGHT
+from ..statistics import NEGLIGIBLE_WEIGHT
 
 CHECK_EVERY = 128
 """Images between two checks; an eighth of those seen so far once that is more."""

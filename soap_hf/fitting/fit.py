@@ -49,7 +49,7 @@ def fit_soap(
     layout: PatchLayout | None = None,
     **arguments: Any,
 ) -> SOAPModelWrapper:
-    """Finds the directions of a backbone's patch tokens that answer to position rather than content, and removes them.
+    """Finds the directions of a backbone's patch tokens that respond to position, not content, and removes them.
 
     Each real image goes through the backbone once, and as many synthetic images without content do. Nothing is
     trained (arXiv 2604.00172). Under `accelerate launch` or `torchrun` the processes share the images, and all return

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..layout.references import BackboneReference
 from ..runtime.errors import OutputError, first_sentence
 from ..runtime.head_files import HeadSource
-from ..statistics.semantic_invariance import NEGLIGIBLE_WEIGHT
+from ..statistics import NEGLIGIBLE_WEIGHT
 from .config import SOAPConfig
 from .opening import BACKBONE_FOLDER, EVALUATIONS_FOLDER, FIGURES_FOLDER, INCLUDED_BACKBONE
 from .report import checks, module_in_words
@@ -25,6 +25,16 @@ TASKS = {"knn": "image-classification", "saliency": "image-segmentation", "segme
 
 RESULTS = "model-index"
 """Where a card's metadata holds what was measured; of an earlier head it must not be taken for this one's."""
+METRICS = {
+    "right_0.5": "patches matched within half a patch",
+    "right_1": "patches matched within one patch",
+    "right_2": "patches matched within two patches",
+    "stuck": "moved patches matched to their old place",
+    "share": "variance explained by position",
+    "row_r2": "R² of a linear probe for a patch's row",
+    "column_r2": "R² of a linear probe for a patch's column",
+}
+"""What metrics are called for people who do not know this package."""
 
 BLOCK = re.compile(r"<!-- soap_hf:(\w+) -->\n.*?<!-- /soap_hf:\1 -->", flags=re.DOTALL)
 """What this module writes, and may write again; everything outside belongs to whoever wrote it."""
@@ -102,7 +112,7 @@ def _metadata(config: SOAPConfig, name: str, license: str | None, results: list[
                 dataset_type=row["dataset"],
                 dataset_name=row["dataset"],
                 metric_type=row["metric"],
-                metric_name=f"{row['metric']} ({row['evaluation']})",
+                metric_name=f"{METRICS.get(row['metric'], row['metric'])} ({row['evaluation']})",
                 metric_value=round(row["soap"], 6),
             )
             for row in results
@@ -151,6 +161,7 @@ def _words(config: SOAPConfig, folder: Path, name: str, results: list[dict[str, 
         "settings": f"mu={config.mu}, tau={config.tau}, threshold={config.threshold}",
         "figures": [{"file": file, "title": file.removesuffix(".png").replace("_", " ")} for file in pictures],
         "results": results,
+        "metrics": METRICS,
         "fit": config.fit,
         "command": _command(config, config.fit) if config.fit else None,
     }

@@ -7,15 +7,13 @@ from transformers.configuration_utils import PretrainedConfig
 
 from ..runtime import configuration_soap
 from ..runtime.errors import HeadError
+from .provenance import MAX_COUNT, all_values, has_large_number, wrong_kinds
 
 SETTINGS = {single.name for single in fields(PretrainedConfig)} | {
     *("_name_or_path", "model_type", "name_or_path", "num_labels", "output_attentions", "per_layer_config"),
     *("rope_scaling", "torch_dtype"),
 }
 """What a config file may set of the attributes that every config class has."""
-
-MAX_COUNT, MAX_DEPTH, MAX_VALUES = 1 << 18, 32, 1 << 17
-"""Largest number in a backbone's config, as long as which transformers makes lists; levels of it; and values."""
 
 
 class SOAPConfig(configuration_soap.SOAPConfig):
@@ -64,29 +62,11 @@ class SOAPConfig(configuration_soap.SOAPConfig):
 
     def _check_types(self) -> None:
         """Refuses values of other types before anything is done with them."""
-        kinds: dict[str, Any] = {"backbone": dict | PretrainedConfig | None, "fit": dict | None, "head_format": int}
-        kinds |= {"backbone_name_or_path": str | None, "backbone_revision": str | None}
-        right = {name: isinstance(getattr(self, name), kind) for name, kind in kinds.items()}
-        lists = {"layers": int, "hidden_sizes": int, "ranks": int, "layouts": dict, "checks": dict, "components": list}
-        right |= {name: _is_list_of(kind, getattr(self, name)) for name, kind in lists.items()}
-        right["backbone_dtype"] = self.backbone_dtype in (None, "float16", "bfloat16", "float32", "float64")
-        right["plain_backbone"] = self.plain_backbone is None or _is_plain(self.plain_backbone)
-        if wrong := [name for name, holds in right.items() if not holds]:
+        wrong = wrong_kinds(self)
+        if not isinstance(self.backbone, dict | PretrainedConfig | None):
+            wrong = ["backbone", *wrong]
+        if wrong:
             raise HeadError(f"The head's config holds {', '.join(wrong)} of the wrong kind; fetch or fit it again.")
-
-
-def all_values(tree: Any) -> list[Any]:
-    """Every value in nested lists and dicts, these themselves too; a `HeadError` if more or deeper than any head's."""
-    found, level = [], [tree]
-    for _ in range(MAX_DEPTH):
-        found += level
-        nested = (value for value in level if isinstance(value, (dict, list, tuple)))
-        level = [part for value in nested for part in (value.values() if isinstance(value, dict) else value)]
-        if not level:
-            return found
-        if len(found) + len(level) > MAX_VALUES:
-            break
-    raise HeadError(f"The head has over {MAX_VALUES} settings or {MAX_DEPTH} levels of them; fetch or fit it again.")
 
 
 def _refuse_absurd_values(values: dict[str, Any]) -> None:
@@ -106,20 +86,5 @@ def _refuse_absurd_values(values: dict[str, Any]) -> None:
         raise HeadError(f"The head's config holds {what}; fetch or fit it again.")
     own = {single.name for single in fields(SOAPConfig)} - SETTINGS - {"backbone"}  # checked when the config is made
     all_values({name: values[name] for name in values if name in own})
-    others = all_values({name: values[name] for name in values if name not in own})
-    if any(isinstance(value, int) and abs(value) > MAX_COUNT for value in others):
+    if has_large_number({name: values[name] for name in values if name not in own}):
         raise HeadError(f"The backbone in the head's config has a number beyond {MAX_COUNT}; fetch or fit it again.")
-
-
-def _is_plain(values: Any) -> bool:
-    """Whether this says of a module what a head keeps of one."""
-    kinds: dict[str, Any] = {"architecture": str, "num_parameters": int, "tokens": str | None, "reference": dict}
-    kinds |= dict.fromkeys(("num_hidden_layers", "patch_size", "num_channels"), int | None)
-    if not isinstance(values, dict) or not all(isinstance(values.get(name), kind) for name, kind in kinds.items()):
-        return False
-    sides = values.get("image_size") or [1, 1]
-    return isinstance(sides, list) and [type(side) for side in sides] == [int, int] and 0 < max(sides) <= MAX_COUNT
-
-
-def _is_list_of(kind: type, values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, kind) for value in values)

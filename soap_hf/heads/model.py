@@ -22,10 +22,11 @@ from ..runtime.vision_backbone import weight_digests
 from ..statistics.semantic_invariance import Mu
 from ..statistics.soap_statistics import SOAPStatistics
 from .adapters import adapted_layers, without_adapters
-from .config import SOAPConfig, all_values
+from .config import SOAPConfig
 from .hub import push_model
-from .opening import check_provenance, read_statistics
+from .opening import read_statistics
 from .plain import opened_for_head, put_on_module, put_on_transformers
+from .provenance import all_values, check_provenance
 from .saving import save_head
 
 

@@ -1,6 +1,5 @@
 """A head as its files tell it, without its backbone: opened at one commit, checked, statistics on demand."""
 
-import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +10,7 @@ from ..runtime.head_files import PROCESSOR_FILE, HeadSource
 from ..runtime.projection import SOAPProjection
 from ..statistics.soap_statistics import SOAPStatistics
 from .config import SOAPConfig
+from .provenance import check_provenance
 
 FIGURES_FOLDER = "figures"
 EVALUATIONS_FOLDER = "evaluation"
@@ -21,11 +21,6 @@ OPTIONAL_FILES = (STATISTICS_FILES, PROCESSOR_FILE, f"{FIGURES_FOLDER}/*.png", f
 BACKBONE_FOLDER = "backbone"
 INCLUDED_BACKBONE = f"./{BACKBONE_FOLDER}"
 """How a head refers to a backbone that is saved with it."""
-
-COMPONENT_KEYS = {"rank", "component", "score", "standard_error", "variance_share", "weight"}
-CHECK_KEYS = {"images", "raw", "clean", "mean", "low", "high", "unseen"}
-FIT_KEYS = {"dataset", "image_size", "num_bad_images", "num_images", "num_synthetic", "seed", "versions"}
-"""What is said of a component (by `SOAPStatistics.table`), of a check (by `check_head`), and of a fit."""
 
 
 @dataclass(frozen=True)
@@ -48,40 +43,6 @@ class HeadRecord:
     def statistics_by_layer(self) -> dict[int, SOAPStatistics]:
         """What the fit learned, fetched when first asked for; empty if the head was saved without."""
         return read_statistics(self.source, self.config)
-
-
-def check_provenance(config: SOAPConfig) -> None:
-    """Refuses a config whose account of components and fit, which reports and cards repeat, is none."""
-    components, found, fit = config.components, config.checks, config.fit
-    are_checks = all(_holds_numbers(check, CHECK_KEYS) and isinstance(check["images"], int) for check in found)
-    right = {
-        "components": all(rows and all(_holds_numbers(row, COMPONENT_KEYS) for row in rows) for rows in components),
-        "checks": are_checks and len(found) in (0, len(config.layers)),
-        "fit": fit is None or _is_fit(fit),
-    }
-    for name, holds in right.items():
-        if not holds:
-            raise HeadError(f"The head's config holds {name} of the wrong kind; fetch or fit it again.")
-
-
-def _is_fit(fit: Any) -> bool:
-    return (
-        isinstance(fit, dict)
-        and set(fit) >= FIT_KEYS
-        and isinstance(fit["image_size"], list)
-        and [type(side) for side in fit["image_size"]] == [int, int]
-        and isinstance(fit["dataset"], str)
-        and isinstance(fit["versions"], dict)
-        and "soap_hf" in fit["versions"]
-    )
-
-
-def _holds_numbers(values: Any, keys: set[str]) -> bool:
-    return (
-        isinstance(values, dict)
-        and set(values) >= keys
-        and all(isinstance(value, (int, float)) and math.isfinite(value) for value in values.values())
-    )
 
 
 def statistics_file(config: SOAPConfig, layer: int) -> str:

@@ -1,19 +1,21 @@
 """A fitted head in words: the table of its components and where it came from."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Column, Table
 
-from ..statistics.semantic_invariance import NEGLIGIBLE_WEIGHT
-from .config import SOAPConfig
+from ..statistics import NEGLIGIBLE_WEIGHT
 from .printing import show
+
+if TYPE_CHECKING:
+    from .config import SOAPConfig
 
 FEW_LAYERS = 3
 """Up to this many layers get a table each, more share one."""
 
 
-def print_report(config: SOAPConfig) -> None:
+def print_report(config: Any) -> None:
     """Prints the highest-scoring components of each layer and the provenance of a head."""
     if len(config.layers) > FEW_LAYERS and config.components:  # a head made by hand knows none
         show(_depth_table(config))
@@ -25,7 +27,7 @@ def print_report(config: SOAPConfig) -> None:
         show("".join(filter(str.isprintable, line)))
 
 
-def _depth_table(config: SOAPConfig) -> Table:
+def _depth_table(config: "SOAPConfig") -> Table:
     """One row per layer: its highest-scoring component, and how many are removed."""
     rows = []
     gains = [f"{check['mean']:+.2f} ± {(check['high'] - check['low']) / 2:.2f}" for check in config.checks]
@@ -37,7 +39,7 @@ def _depth_table(config: SOAPConfig) -> Table:
     return _table("scores against depth", "layer, top score, std. error, component, variance, removed, matching", rows)
 
 
-def checks(config: SOAPConfig) -> list[str]:
+def checks(config: "SOAPConfig") -> list[str]:
     """What matching says of the head: a sentence for each layer, of many layers for the last one alone."""
     if not config.checks:
         return []
@@ -88,7 +90,7 @@ def _table(title: str | None, columns: str, rows: Iterable[tuple[Any, ...]]) -> 
     return table
 
 
-def module_in_words(config: SOAPConfig) -> str | None:
+def module_in_words(config: "SOAPConfig") -> str | None:
     """What a module that is no transformers model is, and where its tokens are; `None` of one that is."""
     plain = config.plain_backbone
     if plain is None:
@@ -98,7 +100,7 @@ def module_in_words(config: SOAPConfig) -> str | None:
     return f"a live module, {plain['architecture']} of {plain['num_parameters']} parameters{where}"
 
 
-def summary(config: SOAPConfig) -> list[str]:
+def summary(config: "SOAPConfig") -> list[str]:
     """What the head removes and how it was fitted, one sentence per line."""
     several = 1 < len(config.layers) <= FEW_LAYERS
     removed = ", ".join(

@@ -22,8 +22,8 @@ def semantic_invariance(p: Tensor, q: Tensor, *, alpha: float = 2.0, gamma: floa
 
     $s_{n,d} = 2\,(pq + (1-p)(1-q))^\gamma \,/\, (\lVert(p, 1-p)\rVert_\alpha + \lVert(q, 1-q)\rVert_\alpha)$
 
-    A component scores 1 if it answers alike on every real and every synthetic image at each position, and 0.7071 if
-    its answers are coin flips.
+    A component scores 1 if its responses have one sign on every real and every synthetic image at each position, and
+    0.7071 if their signs are coin flips.
 
     Args:
         p, q (`torch.Tensor` of shape `(*grid, D)`): share of real and of synthetic images with a positive response.
@@ -94,7 +94,3 @@ def suppression_weights(scores: Tensor, *, mu: Mu = "auto", tau: float = 0.05, t
     ranks = torch.empty_like(scores)
     ranks[order] = torch.arange(len(scores), dtype=scores.dtype, device=scores.device)
     return scores * torch.sigmoid((count - 0.5 - ranks) / tau)
-
-
-NEGLIGIBLE_WEIGHT = 1e-4
-"""Components with a weight up to this are neither stored nor removed."""

@@ -13,7 +13,8 @@ from ..files import write_tensors
 from ..runtime.errors import HeadError, SOAPError
 from ..runtime.head_files import read_tensors
 from ..runtime.projection import SOAPProjection
-from .semantic_invariance import NEGLIGIBLE_WEIGHT, Mu, semantic_invariance, suppression_weights
+from . import NEGLIGIBLE_WEIGHT
+from .semantic_invariance import Mu, semantic_invariance, suppression_weights
 from .token_statistics import ResponseCounts, TokenMoments
 
 STORED_COMPONENTS = 64

@@ -103,7 +103,7 @@ class TokenMoments:
 
 
 class ResponseCounts:
-    r"""How many images answer positively, per component and position.
+    r"""How many images have a positive response, per component and position.
 
     The response of component $d$ at position $n$ is $1[(z_n - m) \cdot v_d > 0]$ (arXiv 2604.00172). Components
     without variance above round-off have no response: their counts stay 0.

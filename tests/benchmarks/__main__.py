@@ -17,11 +17,13 @@ from tests.benchmarks.matching import match_by_all_methods
 from tests.benchmarks.memory import bound_memory, bound_memory_of_extraction
 from tests.benchmarks.projection import apply_projection
 from tests.benchmarks.saliency import find_eigenvectors, refine_masks
+from tests.benchmarks.start import start_command_line
 from tests.benchmarks.streaming import stream_statistics
 from tests.benchmarks.timing import Comparison
 from tests.benchmarks.wrapper import wrap_backbone
 
 BENCHMARKS = (
+    start_command_line,
     apply_projection,
     stream_statistics,
     wrap_backbone,

@@ -308,7 +308,7 @@ def asked(monkeypatch):
         calls.append((arguments, options))
         raise BackboneError("not run")
 
-    monkeypatch.setattr("soap_hf.cli.fit.fit_soap", fit_soap)
+    monkeypatch.setattr("soap_hf.fitting.fit.fit_soap", fit_soap)
     return calls
 
 

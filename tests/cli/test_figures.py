@@ -41,7 +41,7 @@ def names(folder):
 
 def test_all_figures_of_a_head_and_of_images(run, head, photo, tmp_path):
     status, out, err = run("figures", head, "--output", "drawn")
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, f"Drawing the head {head} into drawn …\n")
     assert names(tmp_path / "drawn") == OF_THE_HEAD
     assert [line.rpartition("/")[2] for line in out.splitlines()] == OF_THE_HEAD[::-1]
     assert run("figures", head, photo, photo, "--output", "drawn", "--overwrite", "--quiet") == (0, "", "")
@@ -102,7 +102,7 @@ def test_a_fit_without_matplotlib_says_so_in_a_line_and_goes_on(run, vit_folder,
     assert err == 'No figures: Figures need matplotlib; run pip install "soap-hf[figures]".\n'
     assert "model.safetensors" in names(tmp_path / "head")
     assert not (tmp_path / "head" / "figures").exists()
-    status, _, err = run("figures", "head", "--output", "drawn")
+    status, _, err = run("figures", "head", "--output", "drawn", "--quiet")
     assert (status, err) == (1, 'Error: Figures need matplotlib; run pip install "soap-hf[figures]".\n')
 
 
