@@ -16,6 +16,9 @@ OPACITY = 0.65
 FADING = 0.75
 """How near to white everything is that does not belong to an object."""
 
+BAR = 256, 12
+"""Pixels of a bar of colours."""
+
 Place = tuple[int, int]
 """Row and column of a patch."""
 
@@ -39,6 +42,21 @@ def laid_over(image: Image.Image, values: Tensor, shown: ScalarMappable, opacity
 def coloured(image: Image.Image, shares: Tensor) -> Image.Image:
     """Colours of patches `(rows, columns, 3)` in [0, 1], in the shape of the image."""
     return _spread((255 * shares).round().byte().numpy(), enlarged(image))
+
+
+def map_panel(values: np.ndarray, shown: ScalarMappable) -> Image.Image:
+    """Values `(rows, columns)` as colours, a square each; white where there is none."""
+    rows, columns = values.shape
+    square = -(-SHORTEST_SIDE // max(rows, columns))
+    colours = shown.to_rgba(values, bytes=True)[..., :3]
+    colours[np.isnan(values)] = 255
+    return Image.fromarray(colours).resize((columns * square, rows * square), Image.Resampling.NEAREST)
+
+
+def scale_bar(shown: ScalarMappable) -> Image.Image:
+    """The colours of a scale, from its low end to its high one."""
+    low, high = shown.get_clim()
+    return Image.fromarray(shown.to_rgba(np.linspace(low, high, BAR[0])[None], bytes=True)[..., :3]).resize(BAR)
 
 
 def faded(image: Image.Image, mask: np.ndarray) -> Image.Image:

@@ -77,8 +77,13 @@ def response_maps(head: FittedHead) -> Figure:
                 axes.set_title(title, pad=2, color="0.4")
                 left += MAP_WIDTH + GAP
         top += header + height + WIDE_GAP
-    place_colorbar(figure, ScalarMappable(Normalize(0, 1), SHARES), "share of images with a positive response")
+    place_colorbar(figure, share_scale(), "share of images with a positive response")
     return figure
+
+
+def share_scale() -> ScalarMappable:
+    """The colours of shares."""
+    return ScalarMappable(Normalize(0, 1), SHARES)
 
 
 def mosaic(response: Tensor) -> np.ndarray:
