@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..evaluation.methods import RAW
@@ -53,10 +52,12 @@ class Session:
     Attributes:
         images (`(Kept, Kept)`): either may be `None`.
         query ([`Query`]): the patch that is compared with all others.
+        axes (`dict[int, torch.Tensor]`): by layer, the basis of colours that `with_axes` has found.
     """
 
     images: tuple[Kept | None, Kept | None] = (None, None)
     query: Query = Query()
+    axes: Mapping[int, Tensor] = field(default_factory=dict)
 
     def with_photo(self, number: int, photo: Photo | None) -> "Session":
         """Another image in the place of the first (0) or the second (1), or none."""
@@ -84,6 +85,14 @@ class Session:
         first, second = (kept and kept.at(explorer, layer, fine) for kept in self.images)
         return replace(self, images=(first, second))
 
+    def with_axes(self, explorer: Explorer, layer: int) -> "Session":
+        """With the basis of colours of a layer, which the raw tokens of all images make: one for raw and clean."""
+        if layer in self.axes:
+            return self
+        session = self.kept_at(explorer, layer)
+        raw = [kept.pictures[layer, False] for kept in session.images if kept is not None]
+        return replace(session, axes={**self.axes, layer: colour_axes(raw)}) if raw else session
+
     def at(self, explorer: Explorer, choice: Choice, *, fine: bool = False) -> "Moment":
         """What is seen at a choice, without a forward pass where `kept_at` has been.
 
@@ -101,9 +110,8 @@ class Session:
             raw = kept.at(explorer, choice.layer, fine).pictures[choice.layer, fine]
             pictures[number] = replace(raw, tokens={RAW: raw.tokens[RAW], CLEAN: clean(raw.tokens[RAW])})
         own = self.query if self.query.image in pictures else Query(present[0])
-        return Moment(
-            explorer, choice, pictures, own.image, patch_at((own.down, own.across), pictures[own.image].grid)
-        )
+        patch = patch_at((own.down, own.across), pictures[own.image].grid)
+        return Moment(explorer, choice, pictures, own.image, patch, self.axes.get(choice.layer))
 
 
 @dataclass(frozen=True)
@@ -114,6 +122,7 @@ class Moment:
         explorer ([`Explorer`]), choice ([`Choice`]): where it came from.
         pictures (`dict[int, Picture]`): by the number of the image; tokens are `"raw"` and `"clean"`.
         query_image (`int`), patch (`(row, column)`): the patch that is compared with all others.
+        axes (`torch.Tensor` of shape `(D, 3)`, *optional*): the basis of colours, if the session knew it.
     """
 
     explorer: Explorer
@@ -121,8 +130,4 @@ class Moment:
     pictures: dict[int, Picture]
     query_image: int
     patch: Place
-
-    def colour_axes(self) -> Tensor:
-        """One basis for the colours of all images, raw and clean, `(D, 3)`."""
-        with torch.no_grad():
-            return colour_axes(list(self.pictures.values()))
+    axes: Tensor | None = None

@@ -4,12 +4,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from ..evaluation.bilateral_solver import BilateralGrid
 from ..evaluation.methods import RAW
 from ..figures.panels import Place, coloured, enlarged, faded, laid_over, map_panel, marked, scale_bar
-from ..figures.pictures import Picture, colours_of, response_scale
+from ..figures.pictures import Picture, colour_axes, colours_of, response_scale
 from ..figures.responses import mosaic, share_scale
 from ..figures.saliency import all_or_none, found_object
 from ..figures.similarity import best_match, similarities, similarity_panel, similarity_scale
@@ -92,9 +91,10 @@ def similarity_view(moment: Moment) -> View:
     return View(rows, Scale(scale_bar(shown), f"{low:.2f}", f"{high:.2f}", f"cosine to {asked}"), sentences)
 
 
-def colour_view(moment: Moment, axes: Tensor | None = None) -> View:
-    """Patch tokens as colours, raw and clean; `axes` are `moment.colour_axes()`, if they are known."""
-    colours = colours_of(list(moment.pictures.values()), moment.colour_axes() if axes is None else axes)
+def colour_view(moment: Moment) -> View:
+    """Patch tokens as colours, raw and clean, as in [`~soap_hf.figures.token_colours`]."""
+    pictures = list(moment.pictures.values())
+    colours = colours_of(pictures, colour_axes(pictures) if moment.axes is None else moment.axes)
     rows = []
     for (number, picture), methods in zip(moment.pictures.items(), colours, strict=True):
         row = [_plain(picture, number)]
