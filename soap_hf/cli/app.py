@@ -1,4 +1,4 @@
-"""The command line: `soap-hf fit | score | tune | info | extract | evaluate | figures | push`."""
+"""The command line: `soap-hf fit | score | tune | info | extract | evaluate | figures | explore | push`."""
 
 import sys
 from typing import Annotated, Any
@@ -10,6 +10,7 @@ from ..heads.printing import failure, show
 from ..runtime.errors import SOAPError, first_sentence
 from ..version import __version__
 from .evaluate import Knn, Matching, Position, Saliency, Segmentation
+from .explore import Explore
 from .extract import Extract
 from .figures import draw_figures
 from .fit import Fit, Score
@@ -37,6 +38,7 @@ app.command("score")(Score)
 app.command("tune")(Tune)
 app.command("extract")(Extract)
 app.command("figures")(draw_figures)
+app.command("explore")(Explore)
 app.command("info")(info)
 app.command("push")(PushHead)
 app.add_typer(evaluate, name="evaluate")

@@ -1,0 +1,55 @@
+"""`soap-hf explore`: a page in the browser to look at what a head does."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from ..heads.printing import show
+from .evaluate import load_head
+from .options import Device, Head, OwnSize, Revision, Token, hide_progress_bars
+
+
+@dataclass(kw_only=True)
+class Explore:
+    """Look at what a head does in the browser: click a patch, change the strength; on this computer alone."""
+
+    head: Head
+    images: Annotated[
+        Optional[list[Path]],
+        typer.Argument(metavar="IMAGE", help="Images to choose from; default: four that come with the command."),
+    ] = None
+    port: Annotated[Optional[int], typer.Option(min=1, max=65535, help="Default: a free one.")] = None
+    share: Annotated[bool, typer.Option("--share", help="Also at a public address, through servers of gradio.")] = (
+        False
+    )
+    image_size: OwnSize = None
+    device: Device = None
+    revision: Revision = None
+    token: Token = None
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the backbone.")
+    ] = False
+    quiet: Annotated[bool, typer.Option("--quiet", help="No bars, and no address.")] = False
+
+    def run(self) -> None:
+        """Serves the page until it is interrupted."""
+        from ..explore.explorer import Explorer
+        from ..explore.serving import free_port, served
+
+        free_port(self.port)
+        if self.quiet:
+            hide_progress_bars()
+        hub = {"revision": self.revision, "token": self.token, "trust_remote_code": self.trust_remote_code or None}
+        model = load_head(self.head, self.device, **hub)
+        explorer = Explorer(model, self.head, image_size=self.image_size)
+        with served(explorer, self.images or (), port=self.port, share=self.share) as address:
+            if not self.quiet:
+                show(f"The explorer is at {address} (Ctrl+C ends it)")
+            try:
+                while True:
+                    time.sleep(1)
+            except KeyboardInterrupt:
+                pass
