@@ -12,7 +12,7 @@ Example:
     >>> session = Session().with_photo(0, Photo("grey", Image.new("RGB", (48, 32), "gray")))
     >>> view = similarity_view(session.at(explorer, Choice(layer=-1)))
     >>> [panel.caption for panel in view.rows[0]]
-    ['first image', 'raw tokens', 'clean tokens']
+    ['first image', 'raw tokens', 'clean tokens, 0 directions removed']
 """
 
 from .explorer import Choice, Explorer

@@ -27,7 +27,7 @@ from ..heads.running import head_preprocessor
 from ..runtime.errors import HeadError, SOAPError
 from ..runtime.projection import SOAPProjection
 
-METHODS = {"soap": "SOAP", "zero-image": "black image (as INSID3)", "top-pc": "leading components"}
+METHODS = {"soap": "SOAP", "zero-image": "black image (INSID3)", "top-pc": "leading components"}
 """What may be removed, and how a page calls it."""
 
 KEPT_PROJECTIONS = 128

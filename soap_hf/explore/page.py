@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from ..figures.records import is_removed
 from ..runtime.errors import DataError, HeadError, MissingExtraError, SOAPError, first_sentence
 from .explorer import METHODS, Choice, Explorer
 from .html import head_html, message_html, notes_html, title_html, view_html
@@ -32,10 +33,10 @@ PHOTOGRAPHS = sorted((HERE / "photographs").glob("*.jpg"), key=lambda path: path
 """Examples that come with the package."""
 
 VIEWS = {
-    "similarity": "Similarity of a patch",
-    "colours": "Tokens as colours",
-    "responses": "Responses of a component",
-    "object": "Salient object",
+    "similarity": "similarity",
+    "colours": "tokens as colours",
+    "responses": "responses",
+    "object": "salient object",
 }
 
 LIFETIME = 3600
@@ -59,23 +60,22 @@ def build(explorer: Explorer, images: Sequence[str | os.PathLike] = ()) -> gr.Bl
         session = gr.State(Session(), time_to_live=LIFETIME)
         gr.HTML(title_html(explorer.name))
         with gr.Row():
-            with gr.Column(scale=1, min_width=260):
+            with gr.Column(scale=1, min_width=220), gr.Row():
                 chosen, uploads = [], []
                 for number, ordinal in enumerate(ORDINALS):
-                    value = names[number] if number < len(names) else None
-                    chosen.append(gr.Dropdown(names, value=value, label=f"{ordinal.capitalize()} image"))
-                    uploads.append(gr.UploadButton(f"Upload the {ordinal} image", size="sm"))
-                layer = gr.Dropdown(
-                    [(_layer_name(each), each) for each in explorer.layers],
-                    value=default,
-                    label="Layer",
-                    visible=len(explorer.layers) > 1,
-                )
-                component = _components(explorer, default)
-            with gr.Column(scale=3, min_width=320):
+                    with gr.Column(min_width=140):
+                        value = names[number] if number < len(names) else None
+                        chosen.append(gr.Dropdown(names, value=value, label=f"{ordinal.capitalize()} image"))
+                        uploads.append(gr.UploadButton(f"Upload the {ordinal}", size="sm"))
+            with gr.Column(scale=4, min_width=320):
                 view = gr.Radio([(words, name) for name, words in VIEWS.items()], value="similarity", label="Show")
+                several = len(explorer.layers) > 1
+                layers = [(_layer_name(each), each) for each in explorer.layers]
+                layer = gr.Dropdown(layers, value=default, label="Layer", visible=several)
+                component = _components(explorer, default)
                 with gr.Row():
-                    method = gr.Radio([(words, name) for name, words in METHODS.items()], value="soap", label="Remove")
+                    removable = [(words, name) for name, words in METHODS.items()]
+                    method = gr.Radio(removable, value="soap", label="Remove", min_width=300)
                     strength = _strength(explorer, default)
                 message = gr.HTML()
                 pictures = gr.HTML(js_on_load=(HERE / "templates" / "page.js").read_text(encoding="utf-8"))
@@ -226,8 +226,12 @@ def _components(explorer: Explorer, layer: int, *, visible: bool = False) -> gr.
         known = explorer.components[layer]
     except HeadError:
         return gr.Dropdown([], label="Component", visible=visible)
-    choices = [(each.caption.replace("\n", ", "), each.row["rank"]) for each in known]
+    choices = [(_component_name(each.row), each.row["rank"]) for each in known]
     return gr.Dropdown(choices, value=choices[0][1] if choices else None, label="Component", visible=visible)
+
+
+def _component_name(row: dict[str, Any]) -> str:
+    return f"component {row['component']}: {row['score']:.3f}{', removed' if is_removed(row) else ''}"
 
 
 def _layer_name(layer: int) -> str:

@@ -111,7 +111,7 @@ class Session:
             pictures[number] = replace(raw, tokens={RAW: raw.tokens[RAW], CLEAN: clean(raw.tokens[RAW])})
         own = self.query if self.query.image in pictures else Query(present[0])
         patch = patch_at((own.down, own.across), pictures[own.image].grid)
-        return Moment(explorer, choice, pictures, own.image, patch, self.axes.get(choice.layer))
+        return Moment(explorer, choice, clean.rank, pictures, own.image, patch, self.axes.get(choice.layer))
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ class Moment:
 
     Attributes:
         explorer ([`Explorer`]), choice ([`Choice`]): where it came from.
+        removed (`int`): number of directions.
         pictures (`dict[int, Picture]`): by the number of the image; tokens are `"raw"` and `"clean"`.
         query_image (`int`), patch (`(row, column)`): the patch that is compared with all others.
         axes (`torch.Tensor` of shape `(D, 3)`, *optional*): the basis of colours, if the session knew it.
@@ -127,6 +128,7 @@ class Moment:
 
     explorer: Explorer
     choice: Choice
+    removed: int
     pictures: dict[int, Picture]
     query_image: int
     patch: Place

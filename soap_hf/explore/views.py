@@ -84,7 +84,7 @@ def similarity_view(moment: Moment) -> View:
             words = f"{_place(best)}, cosine {float(cosines[best]):.2f}" if best else "none, there is no other patch"
             found.append(f"{method} {words}")
             description = f"Cosine of {asked} to all patches of the {which}, {method} tokens. Best match: {words}."
-            row.append(_panel(picture, number, over, f"{method} tokens", description))
+            row.append(_panel(picture, number, over, _caption(moment, method), description))
         rows.append(row)
         sentences.append(f"Best match in the {which}: {'; '.join(found)}.")
     low, high = shown.get_clim()
@@ -100,7 +100,7 @@ def colour_view(moment: Moment) -> View:
         row = [_plain(picture, number)]
         for method, shares in methods.items():
             text = f"Principal components of the {method} tokens of the {ORDINALS[number]} image as colours."
-            row.append(_panel(picture, number, coloured(picture.image, shares), f"{method} tokens", text))
+            row.append(_panel(picture, number, coloured(picture.image, shares), _caption(moment, method), text))
         rows.append(row)
     basis = "Red, green and blue are the three leading principal components of the raw tokens of what is shown"
     return View(rows, sentences=[f"{basis}; a colour means the same in every picture."])
@@ -133,7 +133,8 @@ def response_view(moment: Moment, rank: int) -> View:
         maps.append(Panel(map_panel(mosaic(response), share), f"{letter}: {kind} images of the fit", text))
     bar = Scale(scale_bar(shown), "−2", "2", "response in standard deviations")
     caption = component.caption.replace("\n", ", ")
-    return View([*rows, maps], bar, [f"{caption[:1].upper()}{caption[1:]}.", SHARES_MEAN])
+    rows = [[*row, one] for row, one in zip(rows, maps, strict=True)] if len(rows) == len(maps) else [*rows, maps]
+    return View(rows, bar, [f"{caption[:1].upper()}{caption[1:]}.", SHARES_MEAN])
 
 
 def object_view(moment: Moment) -> View:
@@ -158,6 +159,14 @@ def _plain(picture: Picture, number: int) -> Panel:
 
 def _panel(picture: Picture, number: int, shown: Image.Image, caption: str, description: str) -> Panel:
     return Panel(shown, caption, description, number, picture.grid)
+
+
+def _caption(moment: Moment, method: str) -> str:
+    """What the tokens of a picture are."""
+    if method == RAW:
+        return "raw tokens"
+    count = moment.removed
+    return f"clean tokens, {count} {'direction' if count == 1 else 'directions'} removed"
 
 
 def _place(patch: Place) -> str:
