@@ -17,6 +17,12 @@ TEMPLATES = Path(__file__).parent / "templates"
 MOST_SESSIONS = 32
 LARGEST_FILE = "50mb"
 
+NO_ANALYTICS = {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "GRADIO_ANALYTICS_MAX_EVENTS": "1",  # gradio would keep and summarise 10,000 events, for its own page of them
+    "GRADIO_ANALYTICS_CACHE_FREQUENCY": str(10**9),
+}
+
 FONT, MONOSPACE = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
 """Those of the reader's device: none is fetched."""
 
@@ -46,7 +52,10 @@ def served(
     """
     port = free_port(port, host)
     folder = tempfile.TemporaryDirectory(prefix="soap-hf-explore-", ignore_cleanup_errors=True)
-    with folder as uploads, _environment(GRADIO_TEMP_DIR=uploads, NO_PROXY=_direct(), no_proxy=_direct()):
+    with (
+        folder as uploads,
+        _environment(GRADIO_TEMP_DIR=uploads, NO_PROXY=_direct(), no_proxy=_direct(), **NO_ANALYTICS),
+    ):
         page = build(explorer, images)
         try:
             _, local, _ = page.launch(

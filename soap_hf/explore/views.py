@@ -70,7 +70,8 @@ def similarity_view(moment: Moment) -> View:
         for number, picture in moment.pictures.items()
         for method in (RAW, CLEAN)
     }
-    shown, rows, sentences = similarity_scale(list(maps.values())), [], []
+    lowest = min(0.0, *(float(cosines.min()) for (_, method), cosines in maps.items() if method == RAW))
+    shown, rows, sentences = similarity_scale(lowest), [], []  # the same at every strength
     asked = f"the patch in {_place(moment.patch)} of the {ORDINALS[moment.query_image]} image"
     for number, picture in moment.pictures.items():
         which = f"{ORDINALS[number]} image"
@@ -87,8 +88,7 @@ def similarity_view(moment: Moment) -> View:
             row.append(_panel(picture, number, over, _caption(moment, method), description))
         rows.append(row)
         sentences.append(f"Best match in the {which}: {'; '.join(found)}.")
-    low, high = shown.get_clim()
-    return View(rows, Scale(scale_bar(shown), f"{low:.2f}", f"{high:.2f}", f"cosine to {asked}"), sentences)
+    return View(rows, Scale(scale_bar(shown), f"{lowest:.2f} or less", "1", f"cosine to {asked}"), sentences)
 
 
 def colour_view(moment: Moment) -> View:

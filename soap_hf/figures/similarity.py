@@ -34,9 +34,9 @@ def best_match(cosines: Tensor, besides: Place | None = None) -> Place | None:
     return (row, column) if cosines[row, column] > -torch.inf else None
 
 
-def similarity_scale(maps: Sequence[Tensor]) -> ScalarMappable:
-    """Colours that mean the same in all maps of cosines: from the lowest of them to 1."""
-    return ScalarMappable(Normalize(min(1.0 - 1e-6, *(float(one.min()) for one in maps)), 1), ORDERED)
+def similarity_scale(lowest: float) -> ScalarMappable:
+    """Colours of cosines, from the lowest to 1."""
+    return ScalarMappable(Normalize(min(lowest, 1 - 1e-6), 1), ORDERED)
 
 
 def similarity_panel(
@@ -99,7 +99,7 @@ def similarity_maps(
             for picture, framed in ((first, place), (second, None))
         ]
         rows.append((marked(first.image, first.grid, frame=place), maps))
-    shown = similarity_scale([cosines for _, maps in rows for _, cosines, _ in maps])
+    shown = similarity_scale(min(float(cosines.min()) for _, maps in rows for _, cosines, _ in maps))
     titles = ["patch", "raw: same", "raw: next", "clean: same", "clean: next"]
     figure, panels = picture_grid([image for image, _ in rows], titles, room=COLORBAR_HEIGHT)
     for (framed_image, maps), (first_axes, *others) in zip(rows, panels, strict=True):

@@ -355,7 +355,7 @@ def test_a_map_of_similarities_marks_its_patch_and_the_best_match():
     tokens = torch.randn(6, 6, 8)
     picture = Picture(Image.new("RGB", (480, 480), "gray"), -1, {"raw": tokens})
     found = similarities(tokens, tokens, (1, 4))
-    shown = similarity_scale([found])
+    shown = similarity_scale(float(found.min()))
     plain, drawn = laid_over(picture.image, found, shown, 0.75), similarity_panel(picture, found, shown, patch=(1, 4))
     rows, columns = (np.asarray(plain) != np.asarray(drawn)).any(-1).nonzero()
     touched = {(row // 80, column // 80) for row, column in zip(rows, columns, strict=True)}
