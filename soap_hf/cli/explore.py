@@ -44,7 +44,8 @@ class Explore:
             hide_progress_bars()
         hub = {"revision": self.revision, "token": self.token, "trust_remote_code": self.trust_remote_code or None}
         model = load_head(self.head, self.device, **hub)
-        explorer = Explorer(model, self.head, image_size=self.image_size)
+        name = Path(self.head).resolve().name if Path(self.head).is_dir() else self.head
+        explorer = Explorer(model, name, image_size=self.image_size)
         with served(explorer, self.images or (), port=self.port, share=self.share) as address:
             if not self.quiet:
                 show(f"The explorer is at {address} (Ctrl+C ends it)")

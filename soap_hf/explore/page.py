@@ -71,15 +71,16 @@ def build(explorer: Explorer, images: Sequence[str | os.PathLike] = ()) -> gr.Bl
                 view = gr.Radio([(words, name) for name, words in VIEWS.items()], value="similarity", label="Show")
                 several = len(explorer.layers) > 1
                 layers = [(_layer_name(each), each) for each in explorer.layers]
-                layer = gr.Dropdown(layers, value=default, label="Layer", visible=several)
-                component = _components(explorer, default)
+                with gr.Row():
+                    layer = gr.Dropdown(layers, value=default, label="Layer", visible=several)
+                    component = _components(explorer, default)
                 with gr.Row():
                     removable = [(words, name) for name, words in METHODS.items()]
                     method = gr.Radio(removable, value="soap", label="Remove", min_width=300)
                     strength = _strength(explorer, default)
-                message = gr.HTML()
+                message = gr.HTML(elem_classes="soap-said")
                 pictures = gr.HTML(js_on_load=(HERE / "templates" / "page.js").read_text(encoding="utf-8"))
-                notes = gr.HTML(_no_slider(explorer, default))
+                notes = gr.HTML(_no_slider(explorer, default), elem_classes="soap-said")
         with gr.Accordion("The head", open=False):
             head = gr.HTML(head_html(config, default))
         controls = [view, layer, method, strength, component]
@@ -119,15 +120,12 @@ def build(explorer: Explorer, images: Sequence[str | os.PathLike] = ()) -> gr.Bl
             return uploaded
 
         def layer_changed(session: Session, *values: Any) -> tuple[Any, ...]:
-            layer = values[1]
-            own = _strength(explorer, layer)
-            shown = _answer(explorer, session, lambda: session, (*values[:3], own.value, *values[4:]))
-            return (
-                *shown,
-                own,
-                _components(explorer, layer, visible=values[0] == "responses"),
-                head_html(config, layer),
-            )
+            """Another layer has its own strength and its own components."""
+            view, layer, method, *_ = values
+            fresh = (view, layer, method, explorer.own_strength(layer), _first_component(explorer, layer))
+            shown = _answer(explorer, session, lambda: session, fresh)
+            components = _components(explorer, layer, visible=view == "responses")
+            return (*shown, _strength(explorer, layer), components, head_html(config, layer))
 
         def view_changed(view: str) -> Any:
             return gr.update(visible=view == "responses")
@@ -227,7 +225,13 @@ def _components(explorer: Explorer, layer: int, *, visible: bool = False) -> gr.
     except HeadError:
         return gr.Dropdown([], label="Component", visible=visible)
     choices = [(_component_name(each.row), each.row["rank"]) for each in known]
-    return gr.Dropdown(choices, value=choices[0][1] if choices else None, label="Component", visible=visible)
+    return gr.Dropdown(choices, value=_first_component(explorer, layer), label="Component", visible=visible)
+
+
+def _first_component(explorer: Explorer, layer: int) -> int | None:
+    with suppress(HeadError):
+        return explorer.components[layer][0].row["rank"]
+    return None
 
 
 def _component_name(row: dict[str, Any]) -> str:

@@ -176,6 +176,38 @@ def test_baselines_are_a_switch(visit):
     assert black[2] != leading[2]
 
 
+def test_layers_are_a_choice_with_strengths_and_components_of_their_own(browser, deep):
+    explorer = Explorer(deep, "deep")
+    with served(explorer) as address:
+        here = Visit(browser, address)
+        here.changed(lambda: here.page.get_by_label("responses", exact=True).check())
+        here.page.get_by_role("combobox", name="Layer").click()
+        here.changed(lambda: here.page.get_by_role("option", name="hidden_states[1]").click())
+        row = explorer.components[1][0].row
+        assert here.page.get_by_text(f"Rank 0, component {row['component']}, score {row['score']:.3f}").count() == 1
+        assert (
+            here.page.get_by_role("combobox", name="Component")
+            .input_value()
+            .startswith(f"component {row['component']}:")
+        )
+        here.changed(lambda: here.page.get_by_label("similarity", exact=True).check())
+        assert here.page.get_by_role("slider").first.input_value() == "2"
+        here.close()
+
+
+def test_a_head_without_statistics_is_shown_without_a_slider(browser, bare):
+    with served(Explorer(bare, "bare")) as address:
+        here = Visit(browser, address)
+        assert here.page.get_by_role("slider").count() == 0
+        assert here.page.get_by_text("There is no other strength: this head was saved without statistics").count() == 1
+        here.page.get_by_label("responses", exact=True).check()
+        here.message().wait_for()
+        assert "saved without; fit it again." in here.message().inner_text()
+        here.page.get_by_label("tokens as colours").check()
+        here.message().wait_for(state="detached")
+        here.close()
+
+
 def test_what_is_no_image_is_said_in_a_sentence_and_the_page_goes_on(visit, tmp_path):
     here = visit()
     (tmp_path / "<i>no image.png").write_bytes(b"<script>alert(1)</script>")
