@@ -1,6 +1,5 @@
 """`soap-hf explore`: a page in the browser to look at what a head does."""
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Optional
@@ -37,7 +36,7 @@ class Explore:
     def run(self) -> None:
         """Serves the page until it is interrupted."""
         from ..explore.explorer import Explorer
-        from ..explore.serving import free_port, served
+        from ..explore.serving import free_port, serve
 
         free_port(self.port)
         if self.quiet:
@@ -46,11 +45,8 @@ class Explore:
         model = load_head(self.head, self.device, **hub)
         name = Path(self.head).resolve().name if Path(self.head).is_dir() else self.head
         explorer = Explorer(model, name, image_size=self.image_size)
-        with served(explorer, self.images or (), port=self.port, share=self.share) as address:
-            if not self.quiet:
-                show(f"The explorer is at {address} (Ctrl+C ends it)")
-            try:
-                while True:
-                    time.sleep(1)
-            except KeyboardInterrupt:
-                pass
+        serve(explorer, self.images or (), port=self.port, share=self.share, started=self._tell)
+
+    def _tell(self, address: str) -> None:
+        if not self.quiet:
+            show(f"The explorer is at {address} (Ctrl+C ends it)")

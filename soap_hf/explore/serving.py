@@ -3,9 +3,11 @@
 import os
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from ..runtime.errors import SOAPError, first_sentence
 from .explorer import Explorer
@@ -84,6 +86,20 @@ def served(
             yield local
         finally:
             page.close(verbose=False)
+
+
+def serve(
+    explorer: Explorer,
+    images: Sequence[str | os.PathLike] = (),
+    *,
+    started: Callable[[str], object] = print,
+    **options: Any,
+) -> None:
+    """As [`served`], until it is interrupted; `started` is told the address, `options` are those of [`served`]."""
+    with served(explorer, images, **options) as address, suppress(KeyboardInterrupt):
+        started(address)
+        while True:
+            time.sleep(1)
 
 
 def free_port(port: int | None, host: str = HOST) -> int:
