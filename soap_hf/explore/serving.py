@@ -1,6 +1,7 @@
 """Serving the page: on this computer alone unless told otherwise, with nothing asked of the network."""
 
 import os
+import signal
 import socket
 import tempfile
 import time
@@ -95,8 +96,13 @@ def serve(
     started: Callable[[str], object] = print,
     **options: Any,
 ) -> None:
-    """As [`served`], until it is interrupted; `started` is told the address, `options` are those of [`served`]."""
-    with served(explorer, images, **options) as address, suppress(KeyboardInterrupt):
+    """As [`served`], until it is interrupted or ended; `started` is told the address, `options` are [`served`]'s."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    with suppress(KeyboardInterrupt), served(explorer, images, **options) as address:
         started(address)
         while True:
             time.sleep(1)

@@ -53,11 +53,14 @@ def test_the_metadata_fit_the_extra():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", [None, str(EXAMPLES / "soap-vit-mae-tiny")])
-def test_it_runs_where_it_arrives(uploaded, head):
+@pytest.mark.parametrize(
+    ("head", "end"), [(None, signal.SIGINT), (str(EXAMPLES / "soap-vit-mae-tiny"), signal.SIGTERM)]
+)
+def test_it_runs_where_it_arrives_and_leaves_nothing(uploaded, head, end, tmp_path):
     pytest.importorskip("gradio", reason="the page needs gradio: `make test-explore`")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    environment |= {"SOAP_HEAD": head or ""}
+    environment |= {"SOAP_HEAD": head or "", "TMPDIR": str(tmp_path / "temporary")}
+    (tmp_path / "temporary").mkdir()
     running = subprocess.Popen(
         [sys.executable, "app.py"], cwd=uploaded, env=environment, stdout=subprocess.PIPE, text=True
     )
@@ -66,6 +69,7 @@ def test_it_runs_where_it_arrives(uploaded, head):
         page = urllib.request.urlopen(address, timeout=30).read().decode()
         assert "soap-hf: soap-vit-mae-tiny" in page
     finally:
-        running.send_signal(signal.SIGINT)
+        running.send_signal(end)
         status = running.wait(timeout=60)
-    assert status == 0, "interrupted, it ends in order"
+    assert status == 0
+    assert list((tmp_path / "temporary").iterdir()) == []
