@@ -9,7 +9,7 @@ TORCH ?= $(shell grep ^torch== constraints.txt)
 TESTS ?=
 OLD_VERSIONS_WARN := -W ignore::DeprecationWarning -W ignore::PendingDeprecationWarning -W ignore::FutureWarning
 
-.PHONY: demo demo-hub test test-slow test-all test-oldest test-newest quality style bench docs dist constraints-oldest clean
+.PHONY: demo demo-hub test test-slow test-all test-explore test-oldest test-newest quality style bench docs dist constraints-oldest clean
 
 demo: $(READY)
 	$(BIN)/python examples/quickstart.py
@@ -24,6 +24,9 @@ test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
 test-all: test test-slow
+
+test-explore: .venv-explore/.ready
+	.venv-explore/bin/python -m pytest -rs tests/explore tests/cli/test_explore.py
 
 test-oldest: .venv-oldest/.ready
 	.venv-oldest/bin/python -m pytest -n 2 -m "not slow" $(OLD_VERSIONS_WARN) $(TESTS)
@@ -62,6 +65,14 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(READY)
+
+# gradio holds Pillow below 13, so that it is no part of the extra dev
+.venv-explore/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-explore
+	grep -vi "^pillow==" constraints.txt > .venv-explore/constraints.txt
+	.venv-explore/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-explore/constraints.txt \
+	  -e ".[dev,explore]" "playwright>=1.50"
+	touch $@
 
 .venv-oldest/.ready: pyproject.toml constraints-oldest.txt
 	$(PYTHON) -m venv .venv-oldest

@@ -132,7 +132,7 @@ def test_it_resolves_beside_what_people_have(tmp_path):
     run(sys.executable, "-m", "venv", "empty", folder=tmp_path)
     report, here = tmp_path / "report.json", f"torch=={torch.__version__.partition('+')[0]}"
     python = tmp_path / "empty" / "bin" / "python"
-    wanted = [f"{ROOT}[fit]", here, *NEIGHBOURS]
+    wanted = [f"{ROOT}[explore]", here, *NEIGHBOURS]
     run(python, "-m", "pip", "install", "--dry-run", "--quiet", "--report", report, *wanted, folder=tmp_path)
     chosen = {item["metadata"]["name"].lower() for item in json.loads(report.read_text())["install"]}
     assert {"soap-hf", "transformers", "datasets", *NEIGHBOURS} <= chosen

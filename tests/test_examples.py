@@ -1,5 +1,6 @@
 """The examples run from top to bottom, and print what they promise."""
 
+import json
 import os
 import subprocess
 import sys
@@ -98,6 +99,16 @@ def test_heads_are_compared_at_every_strength(tmp_path):
     assert float(less.split("**")[1]) < float(soap.split("**")[1]) < float(raw)
     run_example(*arguments[:-2], "--position", str(EXAMPLES / "photos/fit"))  # … but of other images, it is
     assert all(path.stat().st_mtime_ns > then for path, then in written.items())
+
+
+def test_the_notebook_is_stored_with_pictures_and_small():
+    path = EXAMPLES / "clean_tokens.ipynb"
+    assert path.stat().st_size < 2**20
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert sum("image/jpeg" in output.get("data", {}) for output in outputs) >= 5
+    assert all(output["output_type"] != "error" for output in outputs)
+    assert str(EXAMPLES.parent) not in path.read_text(encoding="utf-8")
 
 
 def test_the_notebook_runs():

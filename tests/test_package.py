@@ -20,7 +20,7 @@ from soap_hf import SOAPModelWrapper
 from tests.conftest import ROOT, random_projection
 
 SOURCES = sorted((ROOT / "soap_hf").rglob("*.py"))
-HEAVY = {"accelerate", "datasets", "matplotlib", "scipy", "typer"}
+HEAVY = {"accelerate", "datasets", "gradio", "matplotlib", "scipy", "typer"}
 
 IMPORT = """
 import sys
@@ -125,6 +125,7 @@ WINGS = (
     ("evaluation",),
     ("fitting",),
     ("attach", "convert", "extract", "figures", "pipelines"),
+    ("explore",),
     ("cli",),
 )
 """The floors of the house: a wing imports those below it."""

@@ -1,4 +1,4 @@
-"""The command line: `soap-hf fit | score | tune | info | extract | evaluate | figures | push | convert`."""
+"""The command line: `soap-hf fit | score | tune | evaluate | figures | explore | info | extract | push | convert`."""
 
 import sys
 from collections.abc import Callable
@@ -12,6 +12,7 @@ from ..runtime.errors import SOAPError, first_sentence
 from ..version import __version__
 from .convert import Convert
 from .evaluate import Knn, Matching, Position, Saliency, Segmentation
+from .explore import Explore
 from .extract import Extract
 from .figures import Figures
 from .fit import Fit, Score
@@ -32,6 +33,7 @@ app.command("tune")(Tune)
 app.command("extract")(Extract)
 app.command("figures")(Figures)
 app.command("info")(Info)
+app.command("explore")(Explore)
 app.command("push")(PushHead)
 app.command("convert")(Convert)
 app.add_typer(evaluate, name="evaluate")

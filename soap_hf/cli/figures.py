@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from ..data.arguments import parse_image_size
 from ..heads.printing import show
 from ..runtime.errors import DataError, HeadError, MissingExtraError
 from .evaluate import load_head
-from .options import Command, Head, Revision, Token, hide_progress_bars
+from .options import Command, Device, Head, OwnSize, Revision, Token, hide_progress_bars
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,15 +39,8 @@ class Figures(Command):
         Optional[list[str]], typer.Option(metavar="HEAD", help="Another head for the score curves. May be repeated.")
     ] = None
     layer: Annotated[Optional[int], typer.Option(min=-1, help="For the images; default: the head's last one.")] = None
-    image_size: Annotated[
-        Any,
-        typer.Option(
-            parser=parse_image_size,
-            metavar="SIZE|HxW",
-            help="Resize images to this, for a backbone that takes no other; default: their own shape.",
-        ),
-    ] = None
-    device: Annotated[Optional[str], typer.Option(help="Default: the accelerator if there is one.")] = None
+    image_size: OwnSize = None
+    device: Device = None
     revision: Revision = None
     token: Token = None
     trust_remote_code: Annotated[

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from ..data.arguments import parse_image_size
 from ..heads.printing import show
 from ..runtime.errors import SOAPError, first_sentence
 
@@ -22,6 +23,15 @@ IncludeBackbone = Annotated[bool, typer.Option("--include-backbone", help="Put t
 BackboneId = Annotated[Optional[str], typer.Option(help="Hub id of the same backbone, if yours is in a folder.")]
 Private = Annotated[Optional[bool], typer.Option("--private", help="Make a new repository private.")]
 Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit on the Hub.")]
+OwnSize = Annotated[
+    Any,
+    typer.Option(
+        parser=parse_image_size,
+        metavar="SIZE|HxW",
+        help="Resize images to this, for a backbone that takes no other; default: their own shape.",
+    ),
+]
+Device = Annotated[Optional[str], typer.Option(help="Default: the accelerator if there is one.")]
 Token = Annotated[
     Optional[str], typer.Option(envvar="HF_TOKEN", show_envvar=False, help="Hub token; default: HF_TOKEN.")
 ]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from ..data.preprocessing import ImagePreprocessor
@@ -85,19 +86,36 @@ def layer_statistics(model: SOAPModelWrapper, layer: int) -> SOAPStatistics:
 
 
 @torch.no_grad()
-def _zero_image(model: SOAPModelWrapper, layer: int, rank: int, preprocess: ImagePreprocessor) -> SOAPProjection:
+def zero_image_directions(model: SOAPModelWrapper, layer: int, preprocess: ImagePreprocessor) -> Tensor:
+    """Directions along which the patch tokens of one black image differ, strongest first: `(D, found)` orthonormal.
+
+    Those that are mere round-off are left out.
+    """
     pixels = preprocess.normalize(torch.zeros(1, 3, *preprocess.size)).to(model.device, model.dtype)
     with evaluation_mode(model):
         tokens = model.patch_tokens(pixels, layer, raw=True)
     tokens = normalize(tokens.flatten(0, -2).cpu().to(torch.float64), dim=-1)
     _, strengths, directions = torch.linalg.svd(tokens - tokens.mean(dim=0), full_matrices=False)
     round_off = 10 * torch.finfo(model.dtype).eps * len(tokens) ** 0.5  # of unit tokens
-    found = int((strengths > round_off).sum())
+    return directions[: int((strengths > round_off).sum())].T
+
+
+def leading(directions: Tensor, rank: int) -> SOAPProjection:
+    """Removes the first `rank` directions of [`zero_image_directions`] entirely.
+
+    Raises:
+        SOAPError: there are fewer.
+    """
+    found = directions.shape[1]
     if found < rank:
         raise SOAPError(
             f"The patch tokens of an empty image differ along {found} directions only; pass a rank ≤ that."
         )
-    return SOAPProjection(directions[:rank].T, torch.ones(rank)).to(model.device)
+    return SOAPProjection(directions[:, :rank], torch.ones(rank))
+
+
+def _zero_image(model: SOAPModelWrapper, layer: int, rank: int, preprocess: ImagePreprocessor) -> SOAPProjection:
+    return leading(zero_image_directions(model, layer, preprocess), rank).to(model.device)
 
 
 def _top_pc(model: SOAPModelWrapper, layer: int, rank: int, preprocess: ImagePreprocessor) -> SOAPProjection:

@@ -188,7 +188,7 @@ def _projections(model: SOAPModelWrapper, layer: int, strengths: Sequence[float]
     if not all(0 <= mu < float("inf") for mu in strengths):
         raise SOAPError(f"Strengths are numbers of components from 0 upwards, not {list(strengths)}.")
     statistics: SOAPStatistics = layer_statistics(model, layer)
-    config, reach = model.config, len(statistics.component_indices)
+    config, reach = model.config, statistics.reach(model.config.tau)
     methods = {RAW: SOAPProjection.identity(len(statistics.mean))}
     for mu in sorted(set(strengths) - {0}):
         if mu <= reach:

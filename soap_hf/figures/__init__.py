@@ -21,12 +21,13 @@ from ..heads.opening import HeadRecord
 from ..runtime.errors import MissingExtraError
 
 try:
-    from .matching import matching_views, similarity_maps
+    from .matching import matching_views
     from .pictures import Picture, look_at, response_overlay, token_colours
     from .records import backbone_label
     from .responses import head_figures, response_maps
     from .saliency import saliency_masks
     from .scores import matching_curve, score_by_layer, score_curve
+    from .similarity import similarity_maps
     from .style import save_figure, to_png
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "matplotlib":

@@ -1,4 +1,4 @@
-"""Matching between views, in pictures: which patches find each other, and what a patch resembles."""
+"""Matching between views, in pictures: which patches find each other."""
 
 import math
 from collections.abc import Sequence
@@ -7,14 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import ConnectionPatch, Rectangle
-from PIL import Image, ImageOps
+from matplotlib.patches import ConnectionPatch
+from PIL import Image
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from ..data.preprocessing import to_rgb
 from ..evaluation.arguments import ViewRule
@@ -23,8 +20,7 @@ from ..evaluation.matching import nearest, tokens_of
 from ..evaluation.views import ViewPair, draw_views, patch_centres, true_places
 from ..heads.model import SOAPModelWrapper
 from ..runtime.errors import DataError
-from .pictures import look_at
-from .placing import COLORBAR_HEIGHT, GAP, LINE, MARGIN, picture_grid, place_axes, place_colorbar, place_text, show
+from .placing import GAP, LINE, MARGIN, place_axes, place_text, show
 from .style import QUALITATIVE, new_figure, styled
 
 SHOWN_MATCHES = 20
@@ -109,56 +105,3 @@ def _draw_matches(panels: Sequence[Axes], pair: ViewPair, patches: Tensor, grid:
         panels[0].plot(*ends[0], color=look["color"], marker=".", markersize=3)
         panels[1].plot(*ends[1], color=look["color"], marker=look["marker"], markersize=3)
     return float(right.double().mean())
-
-
-@styled
-def similarity_maps(
-    model: SOAPModelWrapper,
-    images: Sequence[Image.Image],
-    *,
-    layer: int | None = None,
-    patch: tuple[float, float] = (0.5, 0.5),
-) -> Figure:
-    """What a patch resembles: its cosine to every patch of its own and of the next photograph, raw and clean.
-
-    One row per photograph; the patch has a frame. Colours mean the same in the whole figure. The next photograph, of
-    the last one the first, is cut to the same shape.
-
-    Args:
-        model ([`SOAPModelWrapper`]): a head and its backbone.
-        images (sequence of `PIL.Image.Image`): two photographs or more, any mode and size.
-        layer (`int`, *optional*): one of the head's layers; default: the last one.
-        patch (`(float, float)`, defaults to the middle): where the patch lies, as shares of the height and the width.
-
-    Raises:
-        DataError: fewer than two images, or `patch` lies outside.
-    """
-    if len(images) < 2:
-        raise DataError("A figure of similarity needs two images or more.")
-    if not all(0 <= share <= 1 for share in patch):
-        raise DataError(f"patch must lie between 0 and 1 of the height and of the width, not at {patch}.")
-    rows = []
-    for image, other in zip(images, [*images[1:], images[0]], strict=True):
-        first, second = look_at(model, [image, ImageOps.fit(to_rgb(other), image.size)], layer=layer)
-        height, width = first.tokens["raw"].shape[:2]
-        row, column = min(int(patch[0] * height), height - 1), min(int(patch[1] * width), width - 1)
-        maps = []
-        for name, own in first.tokens.items():
-            token = normalize(own[row, column].float(), dim=-1)
-            maps += [normalize(tokens.float(), dim=-1) @ token for tokens in (own, second.tokens[name])]
-        corner = (column / width, 1 - (row + 1) / height)
-        frame: dict[str, Any] = {"xy": corner, "width": 1 / width, "height": 1 / height}
-        rows.append((first.image, second.image, frame, maps))
-    lowest = min(float(one.min()) for row in rows for one in row[-1])
-    titles = ["patch", "raw: same", "raw: next", "clean: same", "clean: next"]
-    figure, panels = picture_grid([row[0] for row in rows], titles, room=COLORBAR_HEIGHT)
-    shown = ScalarMappable(Normalize(lowest, 1), "viridis")
-    for (image, other, frame, maps), (first_axes, *others) in zip(rows, panels, strict=True):
-        show(first_axes, image)
-        for axes, picture, one in zip(others, (image, other, image, other), maps, strict=True):
-            show(axes, picture.convert("L").convert("RGB"))
-            show(axes, one.numpy(), cmap=shown.cmap, norm=shown.norm, interpolation="nearest", alpha=0.75)
-        for axes in (first_axes, others[0], others[2]):
-            axes.add_patch(Rectangle(**frame, fill=False, edgecolor="#D55E00", linewidth=1.2))
-    place_colorbar(figure, shown, "cosine to the patch in the frame")
-    return figure

@@ -17,6 +17,7 @@ from ..evaluation.salient_object import in_whole_patches, patch_stride, raw_grid
 from ..heads.model import SOAPModelWrapper
 from ..runtime.errors import DataError, SOAPError
 from ..statistics.token_statistics import TokenMoments
+from .panels import coloured, laid_over
 from .placing import COLORBAR_HEIGHT, picture_grid, place_colorbar, show
 from .records import FittedHead, scored_layers, stored_components
 from .style import SIGNED, styled
@@ -27,7 +28,6 @@ COMPONENTS = 4
 RESPONSE_LIMIT = 2.0
 """Standard deviations at which the colours of responses end."""
 
-OPACITY = 0.65
 COLOUR_QUANTILES = 0.01, 0.99
 """Where the colours of a component begin and end."""
 
@@ -49,6 +49,12 @@ class Picture:
     image: Image.Image
     layer: int
     tokens: dict[str, Tensor]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns."""
+        rows, columns, _ = self.tokens["raw"].shape
+        return rows, columns
 
 
 def look_at(
@@ -73,17 +79,22 @@ def look_at(
         DataError: no image.
     """
     comparison = Comparison.of(model, layer=layer)
-    pictures = []
-    for image in map(to_rgb, images):
-        scale = math.sqrt(math.prod(comparison.preprocess.size) / math.prod(image.size))
-        own_size = round(image.height * scale), round(image.width * scale)  # on as many pixels as in the fit
-        size = image_size or in_whole_patches(own_size, patch_stride(comparison))
-        raw = raw_grid(comparison, resized(image, size))
-        tokens = {name: projection(raw).cpu() for name, projection in comparison.methods.items()}
-        pictures.append(Picture(displayed(image), comparison.layer, tokens))
+    pictures = [picture_of(comparison, to_rgb(image), image_size) for image in images]
     if not pictures:
         raise DataError("A figure of images needs at least one.")
     return pictures
+
+
+def picture_of(comparison: Comparison, image: Image.Image, image_size: tuple[int, int] | None = None) -> Picture:
+    """As [`look_at`], of one RGB image: the tokens of every method of a comparison, from one forward pass."""
+    scale = math.sqrt(math.prod(comparison.preprocess.size) / math.prod(image.size))
+    own_size = (
+        max(1, round(image.height * scale)),
+        max(1, round(image.width * scale)),
+    )  # on as many pixels as in the fit
+    raw = raw_grid(comparison, resized(image, image_size or in_whole_patches(own_size, patch_stride(comparison))))
+    tokens = {name: projection(raw).cpu() for name, projection in comparison.methods.items()}
+    return Picture(displayed(image), comparison.layer, tokens)
 
 
 def displayed(image: Image.Image) -> Image.Image:
@@ -110,15 +121,18 @@ def response_overlay(pictures: Sequence[Picture], head: FittedHead) -> Figure:
     components = stored_components(scored_layers(head)[place], COMPONENTS)
     titles = ["\nimage", *(component.caption for component in components)]
     figure, rows = picture_grid([picture.image for picture in pictures], titles, room=COLORBAR_HEIGHT)
-    shown = ScalarMappable(Normalize(-RESPONSE_LIMIT, RESPONSE_LIMIT), SIGNED)
+    shown = response_scale()
     for picture, (first, *others) in zip(pictures, rows, strict=True):
         show(first, picture.image)
         for axes, component in zip(others, components, strict=True):
-            show(axes, picture.image.convert("L"), cmap="gray", vmin=0, vmax=255)
-            response = component.response(picture.tokens["raw"])
-            show(axes, response.numpy(), cmap=shown.cmap, norm=shown.norm, interpolation="nearest", alpha=OPACITY)
+            show(axes, laid_over(picture.image, component.response(picture.tokens["raw"]), shown))
     place_colorbar(figure, shown, "response in standard deviations", extend="both")
     return figure
+
+
+def response_scale() -> ScalarMappable:
+    """The colours of responses, in standard deviations."""
+    return ScalarMappable(Normalize(-RESPONSE_LIMIT, RESPONSE_LIMIT), SIGNED)
 
 
 @styled
@@ -131,22 +145,37 @@ def token_colours(pictures: Sequence[Picture]) -> Figure:
     Args:
         pictures (list of [`Picture`]): as [`look_at`] gives them.
     """
+    colours = colours_of(pictures, colour_axes(pictures))
+    figure, rows = picture_grid([picture.image for picture in pictures], ["image", "raw tokens", "clean tokens"])
+    for picture, methods, (first, *others) in zip(pictures, colours, rows, strict=True):
+        show(first, picture.image)
+        for panel, shares in zip(others, methods.values(), strict=True):
+            show(panel, coloured(picture.image, shares))
+    return figure
+
+
+def colour_axes(pictures: Sequence[Picture]) -> Tensor:
+    """The three leading principal components of the raw tokens of all pictures, `(D, 3)` float64.
+
+    Zeros stand for those without variance.
+    """
     dim = pictures[0].tokens["raw"].shape[-1]
     moments = TokenMoments(dim)
     for picture in pictures:
         moments.update(picture.tokens["raw"])
     try:
         principal = moments.principal_components()
-        axes = principal.components[:, :3] * principal.resolved[:3]  # zeros for those without variance
+        return principal.components[:, :3] * principal.resolved[:3]
     except SOAPError:  # one token, or all alike: one colour
-        axes = torch.zeros(dim, 3, dtype=torch.float64)
-    colours = [{name: tokens.double() @ axes for name, tokens in picture.tokens.items()} for picture in pictures]
-    values = torch.cat([value.flatten(0, -2) for picture in colours for value in picture.values()])
+        return torch.zeros(dim, 3, dtype=torch.float64)
+
+
+def colours_of(pictures: Sequence[Picture], axes: Tensor) -> list[dict[str, Tensor]]:
+    """Red, green and blue of each picture's tokens by method, `(rows, columns, 3)` in [0, 1], by one rule for all."""
+    places = [{name: tokens.double() @ axes for name, tokens in picture.tokens.items()} for picture in pictures]
+    values = torch.cat([value.flatten(0, -2) for picture in places for value in picture.values()])
     low, high = torch.quantile(values, torch.tensor(COLOUR_QUANTILES, dtype=values.dtype), dim=0)
-    figure, rows = picture_grid([picture.image for picture in pictures], ["image", "raw tokens", "clean tokens"])
-    for picture, methods, (first, *others) in zip(pictures, colours, rows, strict=True):
-        show(first, picture.image)
-        for panel, value in zip(others, methods.values(), strict=True):
-            shares = ((value - low) / (high - low)).nan_to_num(0.5).clamp(0, 1)
-            show(panel, shares.numpy(), interpolation="nearest")
-    return figure
+    return [
+        {name: ((value - low) / (high - low)).nan_to_num(0.5).clamp(0, 1) for name, value in picture.items()}
+        for picture in places
+    ]

@@ -61,7 +61,7 @@ def response_maps(head: FittedHead) -> Figure:
         rows += [(layer.name, components[start : start + PAIRS_A_ROW]) for start in starts]
     named = LINE * (len(layers) > 1)
     header = named + 3 * LINE + 0.04
-    shapes = [_mosaic(components[0].real_response).shape for _, components in rows]
+    shapes = [mosaic(components[0].real_response).shape for _, components in rows]
     heights = [MAP_WIDTH * min(max(down / across, LOWEST), HIGHEST) for down, across in shapes]
     figure = new_figure(PAGE_WIDTH, MARGIN + sum(heights) + len(rows) * (header + WIDE_GAP) + COLORBAR_HEIGHT)
     top = MARGIN
@@ -73,15 +73,20 @@ def response_maps(head: FittedHead) -> Figure:
             place_text(figure, left, top + named, component.caption)
             for title, response in (("real", component.real_response), ("synthetic", component.synthetic_response)):
                 axes = place_axes(figure, left, top + header, MAP_WIDTH, height)
-                axes.imshow(_mosaic(response), cmap=SHARES, vmin=0, vmax=1, interpolation="nearest")
+                axes.imshow(mosaic(response), cmap=SHARES, vmin=0, vmax=1, interpolation="nearest")
                 axes.set_title(title, pad=2, color="0.4")
                 left += MAP_WIDTH + GAP
         top += header + height + WIDE_GAP
-    place_colorbar(figure, ScalarMappable(Normalize(0, 1), SHARES), "share of images with a positive response")
+    place_colorbar(figure, share_scale(), "share of images with a positive response")
     return figure
 
 
-def _mosaic(response: Tensor) -> np.ndarray:
+def share_scale() -> ScalarMappable:
+    """The colours of shares."""
+    return ScalarMappable(Normalize(0, 1), SHARES)
+
+
+def mosaic(response: Tensor) -> np.ndarray:
     """A map of `(rows, columns)` as it is; one of `(frames, rows, columns)` frame after frame, with gaps of NaN."""
     if response.ndim == 2:
         return response.numpy()

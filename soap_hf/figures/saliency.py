@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
+from torch import Tensor
 
 from ..data.preprocessing import to_rgb
 from ..evaluation.bilateral_solver import BilateralGrid
@@ -12,12 +13,24 @@ from ..evaluation.comparison import Comparison
 from ..evaluation.salient_object import coarse_mask, in_whole_patches, patch_stride, raw_grid, resized
 from ..heads.model import SOAPModelWrapper
 from ..runtime.errors import DataError
+from .panels import faded
 from .pictures import displayed
 from .placing import picture_grid, show
 from .style import styled
 
-FADING = 0.75
-"""How near to white everything is that does not belong to the object."""
+
+def found_object(tokens: Tensor, grid: BilateralGrid, size: tuple[int, int]) -> np.ndarray:
+    """The salient object in patch tokens `(rows, columns, D)`: TokenCut, refined on the bilateral grid of an image.
+
+    `(height, width)` bool of the image's size; nowhere if there is nothing to divide.
+    """
+    coarse = coarse_mask(tokens, size)
+    return np.zeros(size, bool) if coarse is None else grid.refine(coarse) > 0.5
+
+
+def all_or_none(mask: np.ndarray) -> str | None:
+    """What to say of an object that is the whole image or nothing, since that cannot be seen."""
+    return "all" if mask.all() else None if mask.any() else "none"
 
 
 @styled
@@ -50,9 +63,7 @@ def saliency_masks(
         own_size = image.height, image.width
         raw = raw_grid(comparison, resized(image, image_size or in_whole_patches(own_size, patch_stride(comparison))))
         grid = BilateralGrid(np.array(image))
-        coarse = [coarse_mask(projection(raw), own_size) for projection in comparison.methods.values()]
-        nothing = np.zeros(own_size, bool)  # to divide
-        objects.append([nothing if mask is None else grid.refine(mask) > 0.5 for mask in coarse])
+        objects.append([found_object(clean(raw), grid, own_size) for clean in comparison.methods.values()])
         shown.append(displayed(image))
     if not shown:
         raise DataError("A figure of images needs at least one.")
@@ -60,11 +71,7 @@ def saliency_masks(
     for image, masks, (first, *others) in zip(shown, objects, rows, strict=True):
         show(first, image)
         for axes, mask in zip(others, masks, strict=True):
-            smaller = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
-            levels = np.asarray(image)
-            faded = levels + FADING * (255.0 - levels)
-            show(axes, np.where(smaller[..., None], levels, faded).astype(np.uint8))
-            if smaller.all() or not smaller.any():
-                share = "all" if smaller.all() else "none"
+            show(axes, faded(image, mask))
+            if share := all_or_none(mask):
                 axes.text(0.5, 0.5, share, ha="center", va="center", bbox={"facecolor": "white", "linewidth": 0})
     return figure

@@ -21,6 +21,12 @@ MARKERS = "os^DvPX"
 SHARES = "managua"
 """Colour map of shares: light at both ends, where all images respond alike, and dark at the coin flip."""
 
+ORDERED = "viridis"
+"""Colour map of values from low to high: dark to light."""
+
+MARK = "#D55E00"
+"""What marks a patch: Okabe and Ito's vermilion, which `ORDERED` does not hold."""
+
 SIGNED = "PuOr_r"
 """Colour map of signed values: white at 0, so that it can lie over an image."""
 

@@ -21,7 +21,8 @@ def print_report(config: Any) -> None:
         show(_depth_table(config))
     else:
         for layer, components in zip(config.layers, config.components, strict=False):
-            show(_component_table(components, f"layer {layer}" if len(config.layers) > 1 else None))
+            title = f"layer {layer}" if len(config.layers) > 1 else None
+            show(_table(title, ", ".join(COMPONENT_COLUMNS), component_rows(components)))
     for line in summary(config):
         # without control characters, which a foreign head could send to the terminal
         show("".join(filter(str.isprintable, line)))
@@ -70,13 +71,16 @@ def check_sentence(check: dict[str, Any], rank: int, prefix: str = "") -> str:
     return f"{start}does not change, {shares} {interval}: this head does no good here; {way_out}."
 
 
-def _component_table(components: list[dict[str, Any]], title: str | None) -> Table:
-    """One row per component: rank, number, score and its standard error, share of variance, weight."""
-    rows = []
+COMPONENT_COLUMNS = ("rank", "component", "score", "std. error", "variance", "weight", "")
+
+
+def component_rows(components: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """The cells of a table of components, in `COMPONENT_COLUMNS`; the last one says which are removed."""
+    rows: list[tuple[str, ...]] = []
     for row in components:
         removed = "removed" if row["weight"] > NEGLIGIBLE_WEIGHT else ""
-        rows.append((row["rank"], row["component"], *_measured(row), f"{row['weight']:.4f}", removed))
-    return _table(title, "rank, component, score, std. error, variance, weight, ", rows)
+        rows.append((str(row["rank"]), str(row["component"]), *_measured(row), f"{row['weight']:.4f}", removed))
+    return rows
 
 
 def _measured(row: dict[str, Any]) -> tuple[str, str, str]:

@@ -119,6 +119,20 @@ class SOAPStatistics:
         removed = removed[weights[removed] > NEGLIGIBLE_WEIGHT]
         return SOAPProjection(self.components[:, self.columns(removed.tolist())], weights[removed])
 
+    def reach(self, tau: float = 0.05) -> int:
+        """The largest whole `mu` for which `projection` has all vectors that it needs, at this `tau`.
+
+        Example:
+            >>> import torch
+            >>> real, synthetic = torch.randn(2, 64, 2, 2, 8)
+            >>> SOAPStatistics.from_tokens(real, synthetic).reach()
+            8
+        """
+        held = torch.zeros(len(self.scores), dtype=torch.bool)
+        held[self.component_indices] = True
+        largest = len(self.component_indices)
+        return next(mu for mu in range(largest, -1, -1) if held[self.weights(mu, tau) > NEGLIGIBLE_WEIGHT].all())
+
     def columns(self, numbers: Sequence[int]) -> list[int]:
         """Where the vectors and responses of these components stand; a `SOAPError` if some were not saved."""
         known = {number: column for column, number in enumerate(self.component_indices.tolist())}

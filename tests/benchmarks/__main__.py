@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks.exploring import explore_images
 from tests.benchmarks.extraction import extract_from_photographs
 from tests.benchmarks.fitting import fit_images
 from tests.benchmarks.matching import match_by_all_methods
@@ -31,6 +32,7 @@ BENCHMARKS = (
     refine_masks,
     match_by_all_methods,
     extract_from_photographs,
+    explore_images,
     fit_images,
     bound_memory,
     bound_memory_of_extraction,

@@ -14,6 +14,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from soap_hf import PatchLayout, SOAPConfig, SOAPModelWrapper, SOAPProjection, SOAPStatistics
+from soap_hf.evaluation.matching import nearest
 from soap_hf.figures import (
     Picture,
     backbone_label,
@@ -25,9 +26,13 @@ from soap_hf.figures import (
     save_figure,
     score_by_layer,
     score_curve,
+    similarity_maps,
     to_png,
     token_colours,
 )
+from soap_hf.figures.panels import enlarged, laid_over
+from soap_hf.figures.pictures import colour_axes, colours_of
+from soap_hf.figures.similarity import best_match, similarities, similarity_panel, similarity_scale
 from soap_hf.runtime.errors import BackboneError, DataError, HeadError, OutputError
 from tests.conftest import noise_image, random_projection
 from tests.tiny_backbones import TINY_BACKBONES
@@ -271,10 +276,21 @@ def test_a_size_that_the_backbone_cannot_take_is_refused_in_a_sentence():
         look_at(model, [noise_image(0)], image_size=(64, 64))
 
 
+def at_patches(panel, grid):
+    """Colours in the middle of each patch of a panel, (rows, columns, 3)."""
+    panel = np.asarray(panel)
+    down, across = ((np.arange(count) + 0.5) / count for count in grid)
+    return panel[(down * panel.shape[0]).astype(int)[:, None], (across * panel.shape[1]).astype(int)]
+
+
 def colours(*pictures):
-    """Colours of the raw and the clean tokens of each picture, (rows, columns, 3)."""
-    panels = [axes.images[0].get_array() for axes in token_colours(pictures).axes]
-    return list(zip(panels[1::3], panels[2::3], strict=True))
+    """Colours of the raw and the clean tokens of each picture, (rows, columns, 3), which the figure shows."""
+    found = [[own.numpy() for own in both.values()] for both in colours_of(pictures, colour_axes(pictures))]
+    drawn = [axes.images[0].get_array() for axes in token_colours(pictures).axes]
+    for number, both in enumerate(found):
+        for panel, own in zip(drawn[3 * number + 1 : 3 * number + 3], both, strict=True):
+            np.testing.assert_allclose(at_patches(panel, own.shape[:2]) / 255, own, atol=0.5 / 255 + 1e-9)
+    return found
 
 
 def test_a_colour_means_the_same_in_both_arms_and_in_every_image():
@@ -310,12 +326,52 @@ def test_round_off_is_not_shown_as_colour():
 def test_an_overlay_shows_responses_in_standard_deviations():
     head, tokens = record(), torch.randn(3, 5, 16)
     statistics = head.statistics_by_layer[-1]
-    figure = response_overlay([Picture(noise_image(0, (50, 30)), -1, {"raw": tokens})], head)
+    image = noise_image(0, (50, 30))
+    figure = response_overlay([Picture(image, -1, {"raw": tokens})], head)
+    grey = enlarged(image).convert("L").convert("RGB")
     for axes, number in zip(figure.axes[1:5], statistics.scores.argsort(descending=True), strict=False):
-        grey, response = axes.images
-        assert (grey.get_array().shape, grey.get_extent()) == ((30, 50), response.get_extent())
-        expected = (tokens.double() - statistics.mean) @ statistics.components[:, number]
-        np.testing.assert_allclose(response.get_array(), expected / statistics.eigenvalues[number].sqrt())
+        response = (tokens.double() - statistics.mean) @ statistics.components[:, number]
+        shares = response / statistics.eigenvalues[number].sqrt() / 4 + 0.5  # from -2 to 2 standard deviations
+        expected = 0.65 * 255 * matplotlib.colormaps["PuOr_r"](shares.numpy())[..., :3] + 0.35 * at_patches(
+            grey, (3, 5)
+        )
+        np.testing.assert_allclose(at_patches(axes.images[0].get_array(), (3, 5)), expected, atol=2)
+
+
+def test_similarities_are_cosines_and_their_best_match_is_another_patch():
+    own, others = torch.randn(2, 3, 4, 8)
+    found = similarities(own, others, (1, 2))
+    expected = torch.nn.functional.cosine_similarity(own[1, 2], others, dim=-1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert divmod(int(nearest(own[1, 2][None], others.flatten(0, 1))), 4) == best_match(found)
+    alike = similarities(own, own, (1, 2))
+    assert best_match(alike) == (1, 2)
+    second = alike.flatten().topk(2).indices[1]
+    assert best_match(alike, (1, 2)) == divmod(int(second), 4)
+    assert best_match(torch.ones(1, 1), (0, 0)) is None
+
+
+def test_a_map_of_similarities_marks_its_patch_and_the_best_match():
+    tokens = torch.randn(6, 6, 8)
+    picture = Picture(Image.new("RGB", (480, 480), "gray"), -1, {"raw": tokens})
+    found = similarities(tokens, tokens, (1, 4))
+    shown = similarity_scale(float(found.min()))
+    plain, drawn = laid_over(picture.image, found, shown, 0.75), similarity_panel(picture, found, shown, patch=(1, 4))
+    rows, columns = (np.asarray(plain) != np.asarray(drawn)).any(-1).nonzero()
+    touched = {(row // 80, column // 80) for row, column in zip(rows, columns, strict=True)}
+    assert {(1, 4), best_match(found, (1, 4))} <= touched, "frame and ring"
+    assert (0, 0) not in touched or best_match(found, (1, 4)) in {(0, 0), (0, 1), (1, 0), (1, 1)}
+    np.testing.assert_array_equal(at_patches(plain, (6, 6)), at_patches(drawn, (6, 6)))
+    assert tuple(np.asarray(drawn)[80, 360]) == (0xD5, 0x5E, 0x00), "the frame runs along the patch's edge"
+
+
+def test_similarity_needs_two_images_and_a_patch_inside(fitted):
+    with pytest.raises(DataError, match="two images or more"):
+        similarity_maps(fitted, [noise_image(0)])
+    with pytest.raises(DataError, match="patch must lie between 0 and 1"):
+        similarity_maps(fitted, [noise_image(0), noise_image(1)], patch=(0.5, 1.5))
+    figure = similarity_maps(fitted, [noise_image(0), noise_image(1)])
+    assert len([axes for axes in figure.axes if axes.images]) == 10
 
 
 @pytest.mark.parametrize("aspect", [0.1, 0.6, 1, 6])

@@ -244,3 +244,17 @@ def test_files_that_are_not_safetensors_are_refused(tmp_path, content):
         (tmp_path / "file").write_bytes(content)
     with pytest.raises(HeadError, match="cannot be read as safetensors"):
         SOAPStatistics.load(tmp_path / "file")
+
+
+def test_the_reach_is_the_largest_strength_whose_vectors_are_held(tmp_path):
+    real, synthetic = torch.randn(2, 32, 2, 2, 24)
+    statistics = SOAPStatistics.from_tokens(real, synthetic)
+    assert statistics.reach() == 24
+    statistics.save(tmp_path / "few.safetensors", num_components=3)
+    few = SOAPStatistics.load(tmp_path / "few.safetensors")
+    for tau in (0.05, 1.0):
+        reach = few.reach(tau)
+        few.projection(reach, tau)
+        with pytest.raises(SOAPError, match="do not hold the vectors"):
+            few.projection(reach + 1, tau)
+    assert few.reach(1.0) < few.reach() < 24
