@@ -436,7 +436,5 @@ def test_a_config_from_a_stranger_that_says_nothing_is_refused(change, small_ima
 def test_the_code_beside_a_head_says_that_it_is_not_enough(tmp_path):
     model = SOAPModelWrapper.from_backbone(RotaryViT(), random_projection(32), image_size=32)
     model.save_pretrained(tmp_path / "head")
-    with pytest.raises(
-        HeadError, match=r"names no backbone of transformers; load it .*or with soap-hf"
-    ):
+    with pytest.raises(HeadError, match=r"names no backbone of transformers; load it .*or with soap-hf"):
         modeling_soap.SOAPModelWrapper.from_pretrained(tmp_path / "head")
