@@ -208,10 +208,14 @@ def packed_types() -> list[str]:
 def table() -> str:
     """The whole page."""
     rows = "\n".join(measure(name).line() for name in TINY_BACKBONES)
+    below = footer(", ".join(COMPOSITES), ", ".join(packed_types()))
+    return HEADER.format(version=transformers.__version__) + rows + "\n" + below
+
+
+def footer(composites: str, packed: str) -> str:
+    """What stands below the table of types."""
     plain = "\n".join(measure_plain(name) for name in plain_modules.STYLES)
-    versions = {"timm": "1.0.31", "torchvision": "0.28.0"}
-    footer = FOOTER.format(composites=", ".join(COMPOSITES), packed=", ".join(packed_types()), plain=plain, **versions)
-    return HEADER.format(version=transformers.__version__) + rows + "\n" + footer
+    return FOOTER.format(composites=composites, packed=packed, plain=plain, timm="1.0.31", torchvision="0.28.0")
 
 
 if __name__ == "__main__":
