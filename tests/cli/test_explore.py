@@ -10,7 +10,7 @@ def test_without_gradio_it_says_what_to_install(run, monkeypatch):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delitem(sys.modules, "soap_hf.explore.serving", raising=False)
     monkeypatch.setitem(sys.modules, "gradio", None)
-    status, out, err = run("explore", "nowhere")
+    status, out, err = run("explore", "nowhere", "--quiet")
     assert (status, out) == (1, "")
     assert err == 'Error: The explorer needs gradio; run pip install "soap-hf[explore]".\n'
 
