@@ -305,7 +305,7 @@ def _grid(kept: Kept) -> str:
 
 
 def _digest_of_head(model: SOAPModelWrapper) -> str:
-    """Of the projections, and of a sample of the backbone's weights."""
+    """Of the projections, and of the backbone's weights."""
     digest = hashlib.sha256(json.dumps(weight_digests(model.backbone), sort_keys=True).encode())
     for name, tensor in sorted(model.projections.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().float().contiguous().numpy().tobytes())
