@@ -84,13 +84,15 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page, desk):
 
 def extract(*options):
     """Features of the photographs, as the pages before have them."""
-    app(["extract", "my-head", "my-photos", "--output", "features", "--quiet", *options], standalone_mode=False).run()
+    app(["extract", "my-head", "my-photos", "--output", "features", "--quiet", *options], standalone_mode=False)
 
 
 @pytest.mark.parametrize("page", sorted(page for page, text in PAGES.items() if any(commands(text))))
-def test_the_commands_of_a_page_are_understood(page):
+def test_the_commands_of_a_page_are_understood(page, monkeypatch):
+    monkeypatch.setattr(Command, "start", lambda command: command)  # not run
     for words in commands(PAGES[page]):
-        assert isinstance(app(words, standalone_mode=False), Command) or words[0].startswith("--"), words
+        if not words[0].startswith("--"):  # an option of `soap-hf` itself, which would be carried out
+            assert isinstance(app(words, standalone_mode=False), Command), words
 
 
 def test_the_tutorial_does_what_it_says(desk, run):

@@ -12,6 +12,11 @@ REFERENCE = re.compile(r"\[`(~?)([\w.]+)`\](?!\()")
 class References(griffe.Extension):
     """Makes references of docstrings those of mkdocs-autorefs."""
 
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
+        """Shows the default of an argument, not how it is declared: see `soap_hf.data.arguments.argument`."""
+        if isinstance(attr.value, griffe.ExprCall) and str(attr.value.function) == "argument":
+            attr.value = attr.value.arguments[0]
+
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrites the docstring of an object."""
         if obj.docstring is not None:
@@ -21,8 +26,9 @@ class References(griffe.Extension):
 
 
 def _plain(said: str) -> str:
-    """The type of an argument without marks, since the site shows it as code."""
-    return re.sub(r"\[?`~?(?:soap_hf\.[\w.]*\.)?([^`]*)`\]?", r"\1", said).replace("*", "")
+    """The type of an argument without marks, since the site shows it as code, with the default of the signature."""
+    said = re.sub(r"[,;]? *(\*optional\*|defaults to [^,)]*)", "", said)
+    return re.sub(r"\[?`~?(?:soap_hf\.[\w.]*\.)?([^`]*)`\]?", r"\1", said)
 
 
 def _linked(match: re.Match[str]) -> str:

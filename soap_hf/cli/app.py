@@ -1,8 +1,7 @@
 """The command line: `soap-hf fit | score | tune | evaluate | figures | explore | info | extract | push | convert`."""
 
 import sys
-from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +19,18 @@ from .heads import Info, PushHead
 from .options import Command
 from .tune import Tune
 
+
+def _start(command: Any, **_: Any) -> Any:
+    """Starts what was asked for; help, the version and completions have been given already."""
+    try:
+        return command.start() if isinstance(command, Command) else command
+    except KeyboardInterrupt:
+        show("Interrupted.", to_stderr=True)
+        raise typer.Exit(130) from None  # as shells count it
+
+
 app = typer.Typer(
+    result_callback=_start,
     pretty_exceptions_enable=False,
     help="Clean patch tokens from any frozen vision backbone (SOAP, arXiv 2604.00172).",
     epilog="Add --debug to any command for the full traceback of an error.",
@@ -56,15 +66,12 @@ def _common(
     """Options of `soap-hf` itself."""
 
 
-def main(prepare: Callable[[], object] | None = None) -> None:
-    """Entry point: one sentence and a non-zero exit for an error, the traceback with `--debug`.
-
-    `prepare` is called before a command works, once the command line is understood.
-    """
+def main() -> None:
+    """Entry point: one sentence and a non-zero exit for an error, the traceback with `--debug`."""
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     with patient_streams():
-        status = _status_of(arguments or ["--help"], debug, prepare)
+        status = _status_of(arguments or ["--help"], debug)
     problem = failure()
     if problem is not None and not isinstance(problem, BrokenPipeError):
         show(f"Error: not everything could be printed ({first_sentence(problem)}).", to_stderr=True)
@@ -72,20 +79,10 @@ def main(prepare: Callable[[], object] | None = None) -> None:
     sys.exit(status or int(problem is not None))
 
 
-def _status_of(arguments: list[str], debug: bool, prepare: Callable[[], object] | None) -> int | None:
+def _status_of(arguments: list[str], debug: bool) -> int | None:
     """Runs a command line, and tells what went wrong; the exit status, if there is one."""
     try:
-        command = app(arguments, standalone_mode=False)
-        if not isinstance(command, Command):  # help, the version or a completion was asked for
-            return command
-        command.announce()
-        if prepare is not None and command.needs_package:
-            prepare()
-        command.run()
-        return 0
-    except KeyboardInterrupt:
-        show("Interrupted.", to_stderr=True)
-        return 130  # as shells count it
+        return app(arguments, standalone_mode=False)
     except Exception as error:
         if debug:
             raise
@@ -94,5 +91,6 @@ def _status_of(arguments: list[str], debug: bool, prepare: Callable[[], object] 
             message, status = error.format_message(), error.exit_code
         elif not isinstance(error, SOAPError):
             message = f"{type(error).__name__}: {first_sentence(error)} (run again with --debug for the traceback)"
-        show(f"Error: {message}", to_stderr=True)
+        if message:  # none comes with the help that stands for a missing command
+            show(f"Error: {message}", to_stderr=True)
         return status

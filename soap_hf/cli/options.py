@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -44,7 +45,7 @@ class Command:
     """
 
     needs_package = True
-    """Whether the package must be registered with transformers before the work."""
+    """Whether the package must be whole, and registered with transformers, before the work."""
 
     def plan(self) -> str:
         """What `run` will do, in a few words; empty for nothing that takes time."""
@@ -53,6 +54,14 @@ class Command:
     def run(self) -> None:
         """Does it."""
         raise NotImplementedError
+
+    def start(self) -> None:
+        """Says what is about to be done, completes the package if `soap_hf_cli` put that off, and does it."""
+        self.announce()
+        package = sys.modules["soap_hf"]
+        if self.needs_package and not hasattr(package, "__all__"):
+            package.__spec__.loader.exec_module(package)  # type: ignore[union-attr]
+        self.run()
 
     def announce(self) -> None:
         """Says what is about to be done, before the imports that take seconds; of many processes, the first does."""

@@ -56,6 +56,7 @@ def test_help_errors_and_info_import_nothing_heavy(arguments, answer):
     out, err = start(*arguments.split())
     said, _, imported = out.partition("IMPORTED")
     assert answer in said + err
+    assert "Error: \n" not in err, "help is no error"
     assert not set(imported.split()) & set(HEAVY)
 
 

@@ -208,7 +208,7 @@ def _load_auto_config(head: str) -> None:
 def _show(head: str) -> None:
     from soap_hf.cli.app import app
 
-    app(["info", head], standalone_mode=False).run()
+    app(["info", head], standalone_mode=False)
 
 
 ENTRIES: dict[str, Callable[[str], str | None]] = {
