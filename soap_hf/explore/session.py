@@ -64,10 +64,8 @@ class Session:
         images = list(self.images)
         images[number] = None if photo is None else Kept(photo)
         present = [place for place, kept in enumerate(images) if kept is not None]
-        query = (
-            self.query if self.query.image in present and self.query.image != number else Query((present or [0])[0])
-        )
-        return Session((images[0], images[1]), query)
+        stays = self.query.image in present and self.query.image != number
+        return Session((images[0], images[1]), self.query if stays else Query((present or [0])[0]))
 
     def with_query(self, image: Any, down: Any, across: Any) -> "Session":
         """Another patch, at shares of the height and of the width of an image, from a click on it.

@@ -72,4 +72,4 @@ def test_it_runs_where_it_arrives_and_leaves_nothing(uploaded, head, end, tmp_pa
         running.send_signal(end)
         status = running.wait(timeout=60)
     assert status == 0
-    assert list((tmp_path / "temporary").iterdir()) == []
+    assert [path for path in (tmp_path / "temporary").rglob("*") if path.is_file()] == []
