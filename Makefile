@@ -66,10 +66,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(READY)
 
-# gradio holds Pillow below 13, so that it is no part of the extra dev
+# gradio holds Pillow below 13 and tomlkit below 0.15, so that it is no part of the extra dev
 .venv-explore/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-explore
-	grep -vi "^pillow==" constraints.txt > .venv-explore/constraints.txt
+	grep -viE "^(pillow|tomlkit)==" constraints.txt > .venv-explore/constraints.txt
 	.venv-explore/bin/python -m pip install --quiet --disable-pip-version-check -c .venv-explore/constraints.txt \
 	  -e ".[dev,explore]" "playwright>=1.50"
 	touch $@
