@@ -111,12 +111,12 @@ class SalientObjectSegmentationPipeline(Pipeline):
     def postprocess(self, model_outputs: dict[str, Any], refine: bool = True) -> dict[str, Any]:
         """Mask, score map and box."""
         from .evaluation.bilateral_solver import BilateralGrid
-        from .evaluation.salient_object import coarse_mask
+        from .evaluation.salient_object import coarse_mask, nothing_to_cut
 
         pixels = np.array(model_outputs["image"])
         found = coarse_mask(model_outputs["tokens"], pixels.shape[:2])
         if found is None:
-            logger.warning("The patches of this image leave nothing to divide, so that its mask is empty.")
+            logger.warning(f"No object is found in this image: {nothing_to_cut(centred=True)}.")
             found = np.zeros(pixels.shape[:2], bool)
         scores = BilateralGrid(pixels).refine(found).clip(0, 1) if refine else found.astype(np.float64)
         mask = Image.fromarray(np.where(scores > 0.5, 255, 0).astype(np.uint8))

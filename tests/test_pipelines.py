@@ -125,7 +125,7 @@ def test_an_image_of_one_colour_has_an_empty_mask(segment, caplog, refine):
     assert found["box"] is None
     assert not np.array(found["mask"]).any()
     assert not found["score_map"].any()
-    assert "nothing to divide" in caplog.text
+    assert "No object is found in this image" in caplog.text
 
 
 def test_one_size_for_all_on_request(segment, scene, vit):

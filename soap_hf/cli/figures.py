@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from ..heads.printing import show
-from ..runtime.errors import DataError, HeadError, MissingExtraError
+from ..runtime.errors import DataError, HeadError, MissingExtraError, OutputError
 from .evaluate import load_head
 from .options import Command, Device, Head, OwnSize, Revision, Token, hide_progress_bars
 
@@ -19,11 +20,21 @@ if TYPE_CHECKING:
 MOST_IMAGES = 20
 """Each is a row of its figures."""
 
-FILES = (
-    *("score_curve.png", "response_maps.png", "score_by_layer.png"),
-    *("responses.png", "patch_tokens.png", "saliency.png", "matching.png", "similarity.png"),
+FILES = tuple(
+    f"{name}.{kind}"
+    for name in (
+        *("score_curve", "response_maps", "score_by_layer"),
+        *("responses", "patch_tokens", "saliency", "matching", "similarity"),
+    )
+    for kind in ("png", "svg", "pdf")
 )
 """All that the command may write."""
+
+
+class Format(str, Enum):
+    """Kinds of files."""
+
+    png, svg, pdf = "png", "svg", "pdf"
 
 
 @dataclass(kw_only=True)
@@ -34,7 +45,14 @@ class Figures(Command):
     images: Annotated[
         Optional[list[Path]], typer.Argument(metavar="IMAGE", help="Images to show the head's work on.")
     ] = None
-    output: Annotated[Path, typer.Option(help="Folder for the figures.")]
+    output: Annotated[Optional[Path], typer.Option(help="Folder for the figures.")] = None
+    into_card: Annotated[
+        bool, typer.Option("--into-card", help="Draw into HEAD/figures instead, and show them in the head's card.")
+    ] = False
+    format: Annotated[Format, typer.Option(help="Kind of files; a card takes png.")] = Format.png
+    centred: Annotated[
+        bool, typer.Option("--centred", help="For salient objects, take the fit's mean token away first.")
+    ] = False
     compare: Annotated[
         Optional[list[str]], typer.Option(metavar="HEAD", help="Another head for the score curves. May be repeated.")
     ] = None
@@ -49,18 +67,31 @@ class Figures(Command):
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False
     progress: Annotated[bool, typer.Option("--progress/--quiet", help="Show bars and names of files.")] = True
 
+    def __post_init__(self) -> None:
+        if (self.output is None) != self.into_card:
+            raise OutputError("Say where to draw: --output FOLDER, or --into-card for the head's own folder and card.")
+        if self.into_card and self.format != Format.png:
+            raise OutputError("A card shows png; leave out --format, or draw elsewhere with --output.")
+
     def plan(self) -> str:
         """What is drawn where."""
-        return f"Drawing the head {self.head} into {self.output}"
+        return f"Drawing the head {self.head} into {self.output or 'its card'}"
 
     def run(self) -> None:
         """Draws, and writes all that could be drawn."""
         from .. import figures as draw  # matplotlib comes with an extra
         from ..evaluation.examples import open_image
         from ..files import check_output_folder, staging_folder
-        from ..heads.opening import HeadRecord
+        from ..heads.card import refresh_card
+        from ..heads.opening import FIGURES_FOLDER, HeadRecord
 
-        check_output_folder(self.output, self.overwrite)
+        if self.into_card and not Path(self.head).is_dir():
+            raise OutputError(
+                f"--into-card draws into the head's own folder, and {self.head} is none here; download it, or draw "
+                "elsewhere with --output."
+            )
+        output = self.output or Path(self.head, FIGURES_FOLDER)
+        check_output_folder(output, self.overwrite or self.into_card)
         paths = self.images or []
         if len(paths) > MOST_IMAGES:
             raise DataError(f"A figure shows up to {MOST_IMAGES} images, not {len(paths)}; choose some of them.")
@@ -72,20 +103,22 @@ class Figures(Command):
         if len(set(labels)) == len(labels):  # where two have one backbone, heads have their own names
             heads = dict(zip(labels, heads.values(), strict=True))
         drawings: dict[str, Callable[[], Figure]] = {
-            "score_curve.png": partial(draw.score_curve, heads),
-            "response_maps.png": partial(draw.response_maps, record),
+            "score_curve": partial(draw.score_curve, heads),
+            "response_maps": partial(draw.response_maps, record),
         }
         if deep := {label: single for label, single in heads.items() if len(single.config.layers) > 1}:
-            drawings["score_by_layer.png"] = partial(draw.score_by_layer, deep)
+            drawings["score_by_layer"] = partial(draw.score_by_layer, deep)
         if opened:
             drawings |= self._of_images(opened, record)
-        drawn = _drawn(drawings)
-        with staging_folder(self.output, FILES) as staging:
+        drawn = _drawn({f"{name}.{self.format.value}": one for name, one in drawings.items()}, self.format.value)
+        with staging_folder(output, FILES) as staging:
             for name, content in drawn.items():
                 (staging / name).write_bytes(content)
+        if self.into_card:
+            refresh_card(Path(self.head))
         if self.progress:
             for name in drawn:
-                show(f"Figure written to {self.output / name}")
+                show(f"Figure written to {output / name}")
 
     def _of_images(self, opened: list[Any], record: Any) -> dict[str, Callable[[], "Figure"]]:
         """How to draw what the head does to images."""
@@ -98,28 +131,28 @@ class Figures(Command):
         chosen: dict[str, Any] = {"layer": self.layer, "image_size": self.image_size}
         pictures = draw.look_at(model, opened, **chosen)
         drawings: dict[str, Callable[[], Figure]] = {
-            "responses.png": partial(draw.response_overlay, pictures, record),
-            "patch_tokens.png": partial(draw.token_colours, pictures),
-            "matching.png": partial(draw.matching_views, model, opened, layer=self.layer),
+            "responses": partial(draw.response_overlay, pictures, record),
+            "patch_tokens": partial(draw.token_colours, pictures),
+            "matching": partial(draw.matching_views, model, opened, layer=self.layer),
         }
         if len(opened) > 1:
-            drawings["similarity.png"] = partial(draw.similarity_maps, model, opened, layer=self.layer)
-        drawings["saliency.png"] = partial(draw.saliency_masks, model, opened, **chosen)
+            drawings["similarity"] = partial(draw.similarity_maps, model, opened, layer=self.layer)
+        drawings["saliency"] = partial(draw.saliency_masks, model, opened, **chosen, centred=self.centred)
         return drawings
 
 
-def _drawn(drawings: Mapping[str, Callable[[], "Figure"]]) -> dict[str, bytes]:
-    """Draws the figures; says which cannot be drawn of this head, and why.
+def _drawn(drawings: Mapping[str, Callable[[], "Figure"]], kind: str) -> dict[str, bytes]:
+    """Draws the figures, as files of a kind; says which cannot be drawn of this head, and why.
 
     Raises:
         HeadError: none can be drawn.
     """
-    from ..figures import to_png
+    from ..figures import rendered
 
     drawn, reasons = {}, {}
     for name, draw in drawings.items():
         try:
-            drawn[name] = to_png(draw())
+            drawn[name] = rendered(draw(), kind)
         except (DataError, HeadError, MissingExtraError) as error:
             reasons[name] = str(error)
     if not drawn:

@@ -91,8 +91,15 @@ def open_dataset(
 def public_name(dataset: Any, opened: Dataset | IterableDataset | None = None) -> str:
     """What to call a data set where others may read it: no local path beyond its last part."""
     if isinstance(dataset, (str, os.PathLike)):
-        return Path(dataset).name if Path(dataset).exists() else str(dataset)
+        return Path(os.path.abspath(dataset)).name if Path(dataset).exists() else str(dataset)
     return (opened.info.dataset_name if opened is not None else None) or "a data set in memory"
+
+
+def source_of(dataset: Any) -> str:
+    """Where a data set came from: `"hub"`, `"local"` or `"memory"`."""
+    if isinstance(dataset, (str, os.PathLike)):
+        return "local" if Path(dataset).exists() else "hub"
+    return "memory"  # it does not say whether it was on the Hub
 
 
 def _local_source(path: Path, split: str | None, config_name: str | None) -> dict[str, Any] | DatasetDict:

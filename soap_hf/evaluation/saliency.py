@@ -18,7 +18,16 @@ from .masks import USUAL, Mask, few_levels, levels_of_all, read_mask
 from .methods import layer_statistics
 from .results import Results
 from .saliency_metrics import accuracy, e_measure, f_measures, iou, s_measure
-from .salient_object import MAX_PATCHES, coarse_mask, in_whole_patches, is_shrunk, patch_stride, raw_grid, resized
+from .salient_object import (
+    MAX_PATCHES,
+    coarse_mask,
+    in_whole_patches,
+    is_shrunk,
+    nothing_to_cut,
+    patch_stride,
+    raw_grid,
+    resized,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -111,9 +120,13 @@ def evaluate_saliency(
         which = [name for name, own in zip(names, noted, strict=True) if kind in own]
         counts[kind] = len(which)
         if which:
-            undivided = f"leave nothing to divide ({kind}), so that the mask found is empty (centred may help)"
             some = ", ".join(which[:5]) + (" …" if len(which) > 5 else "")
-            on_main(logger.warning, f"{len(which)} images {REASONS.get(kind, undivided)}: {some}.")
+            told = f"{len(which)} images {REASONS.get(kind)}: {some}."
+            if kind not in REASONS:
+                method = kind.removeprefix("undivided_")
+                what = f"In {len(which)} images no object is found by {method} tokens ({some})"
+                told = f"{what}: of such an image {nothing_to_cut(centred)}."
+            on_main(logger.warning, told)
     if readings.keys() - USUAL:
         told = ", ".join(f"{reading} ({count})" for reading, count in readings.most_common())
         on_main(logger.warning, f"The object in the masks was read from {told}.")

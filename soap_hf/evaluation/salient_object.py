@@ -19,6 +19,12 @@ STRIDE_OF_MAPS = 32
 """Of backbones that return maps, which do not tell theirs."""
 
 
+def nothing_to_cut(centred: bool = False) -> str:
+    """Why a mask is empty, in words for whoever does not know TokenCut, and what may help."""
+    why = "all of its patches look alike to TokenCut (or no two of them do), which leaves it nothing to cut out"
+    return why if centred else f"{why}; centred=True (--centred) takes the mean token away first, which may help"
+
+
 def patch_stride(comparison: Comparison) -> int:
     """Pixels from one patch of a backbone to the next."""
     return comparison.model.layouts[comparison.layer].stride or STRIDE_OF_MAPS

@@ -28,7 +28,7 @@ try:
     from .saliency import saliency_masks
     from .scores import matching_curve, score_by_layer, score_curve
     from .similarity import similarity_maps
-    from .style import save_figure, to_png
+    from .style import rendered, save_figure, to_png
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "matplotlib":
         raise
@@ -42,6 +42,7 @@ __all__ = [
     "look_at",
     "matching_curve",
     "matching_views",
+    "rendered",
     "response_maps",
     "response_overlay",
     "saliency_masks",

@@ -137,16 +137,18 @@ def response_scale() -> ScalarMappable:
 
 @styled
 def token_colours(pictures: Sequence[Picture]) -> Figure:
-    """Images, one per row, with their patch tokens as colours, raw and clean.
+    """Images, one per row, with their patch tokens as colours: raw, clean, and what was removed.
 
-    Red, green and blue are the three leading principal components of the raw tokens of all the images. Both are
-    projected on them, and a colour means the same in both: they differ by what the head removes, and by nothing else.
+    Red, green and blue are the three leading principal components of the raw tokens of all the images. All are
+    projected on them, and a colour means the same in raw and clean: they differ by what the head removes, and by
+    nothing else. That difference has the same scale, with grey where nothing was removed.
 
     Args:
         pictures (list of [`Picture`]): as [`look_at`] gives them.
     """
-    colours = colours_of(pictures, colour_axes(pictures))
-    figure, rows = picture_grid([picture.image for picture in pictures], ["image", "raw tokens", "clean tokens"])
+    colours = colours_of(pictures, colour_axes(pictures), with_removed=True)
+    titles = ["image", "raw tokens", "clean tokens", "removed"]
+    figure, rows = picture_grid([picture.image for picture in pictures], titles)
     for picture, methods, (first, *others) in zip(pictures, colours, rows, strict=True):
         show(first, picture.image)
         for panel, shares in zip(others, methods.values(), strict=True):
@@ -170,12 +172,20 @@ def colour_axes(pictures: Sequence[Picture]) -> Tensor:
         return torch.zeros(dim, 3, dtype=torch.float64)
 
 
-def colours_of(pictures: Sequence[Picture], axes: Tensor) -> list[dict[str, Tensor]]:
-    """Red, green and blue of each picture's tokens by method, `(rows, columns, 3)` in [0, 1], by one rule for all."""
+def colours_of(pictures: Sequence[Picture], axes: Tensor, with_removed: bool = False) -> list[dict[str, Tensor]]:
+    """Red, green and blue of each picture's tokens by method, `(rows, columns, 3)` in [0, 1], by one rule for all.
+
+    With `"removed"`, raw without clean on the same scale, where 0.5 is nothing.
+    """
     places = [{name: tokens.double() @ axes for name, tokens in picture.tokens.items()} for picture in pictures]
     values = torch.cat([value.flatten(0, -2) for picture in places for value in picture.values()])
     low, high = torch.quantile(values, torch.tensor(COLOUR_QUANTILES, dtype=values.dtype), dim=0)
-    return [
+    shares = [
         {name: ((value - low) / (high - low)).nan_to_num(0.5).clamp(0, 1) for name, value in picture.items()}
         for picture in places
     ]
+    if with_removed:
+        for own, picture in zip(shares, places, strict=True):
+            removed = (picture["raw"] - picture["soap"]) / (high - low)
+            own["removed"] = (0.5 + removed).nan_to_num(0.5).clamp(0, 1)
+    return shares

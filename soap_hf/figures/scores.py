@@ -47,7 +47,7 @@ def score_curve(heads: Mapping[str, FittedHead]) -> Figure:
     looks = _looks(curves)
     complete = all(layer.statistics is not None for layer in curves.values())
     figure = new_figure(PAGE_WIDTH if complete else PAGE_WIDTH * 0.6, PANEL_HEIGHT, layout="constrained")
-    *whole, leading = figure.subplots(1, 1 + complete, sharey=True, squeeze=False)[0]
+    *whole, leading = figure.subplots(1, 1 + complete, squeeze=False)[0]
     for axes in whole:
         for label, layer in curves.items():
             axes.plot([row["score"] for row in layer.components], color=looks[label]["color"])
@@ -55,7 +55,9 @@ def score_curve(heads: Mapping[str, FittedHead]) -> Figure:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     _plot_leading(leading, curves, looks)
     within = [layer.components[max(0, int(SHOWN_SHARE * len(layer.components)) - 1)] for layer in curves.values()]
-    guides = _guide_scores([*whole, leading], threshold, min(last["score"] for last in within))
+    guides = _guide_scores(whole or [leading], threshold, min(last["score"] for last in within))
+    if whole:
+        _guide_leading(leading, threshold, [row for layer in curves.values() for row in layer.components[:LEADING]])
     only = next(iter(heads)) if len(heads) == 1 < len(curves) else None
     add_legend(figure, [*_lines(looks), *_marks("removed", "kept"), *guides], title=only)
     return figure
@@ -198,6 +200,17 @@ def _guide_scores(panels: Sequence[Axes], threshold: float, lowest: float) -> li
             (f"coin flip {COIN_FLIP:.3f}", axes.axhline(COIN_FLIP, color="0.5", linestyle=":", linewidth=0.8)),
         ]
     return guides
+
+
+def _guide_leading(axes: Axes, threshold: float, rows: Sequence[dict[str, Any]]) -> None:
+    """Limits of its own, so that the leading scores and the threshold fill the panel, and what lines lie within."""
+    low = min(threshold, *(row["score"] - row["standard_error"] for row in rows))
+    high = max(threshold, *(row["score"] + row["standard_error"] for row in rows))
+    room = 0.06 * (high - low) + 1e-3
+    axes.set_ylim(low - room, high + room)
+    axes.axhline(threshold, color="0.2", linestyle="--", linewidth=0.8)
+    if low - room < COIN_FLIP < high + room:
+        axes.axhline(COIN_FLIP, color="0.5", linestyle=":", linewidth=0.8)
 
 
 def _tick_counts(axes: Axes, largest: int) -> None:

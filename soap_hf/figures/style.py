@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 from matplotlib import colormaps, style
@@ -10,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..files import replacing
+from ..runtime.errors import OutputError
 
 DPI = 200
 
@@ -42,6 +44,8 @@ styled = style.context(
             "legend.frameon": False,
             "lines.linewidth": 1.2,
             "lines.markersize": 4,
+            "pdf.fonttype": 42,  # whole letters, which journals ask for
+            "svg.hashsalt": "soap-hf",  # ids that are the same in every run
             "text.parse_math": False,  # a model's name may hold a dollar
             "xtick.major.width": 0.6,
             "ytick.major.width": 0.6,
@@ -66,19 +70,44 @@ def series_looks(count: int) -> list[dict[str, Any]]:
     return [{"color": colours[number], "marker": MARKERS[number % len(MARKERS)]} for number in range(count)]
 
 
+FORMATS: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "svg": {"Creator": None, "Date": None},
+    "pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+}
+"""Kinds of files, and the metadata of each that would differ from run to run."""
+
+
 @styled
-def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG file; the same bytes for the same figure."""
+def rendered(figure: Figure, kind: str = "png") -> bytes:
+    """The figure as a file; the same bytes for the same figure.
+
+    Args:
+        figure (`matplotlib.figure.Figure`): any.
+        kind (`str`, defaults to `"png"`): `"png"`, `"svg"` or `"pdf"`. The last two scale without loss, but for
+            photographs and maps, which are pixels in them too.
+
+    Raises:
+        OutputError: there is no such kind.
+    """
+    if kind not in FORMATS:
+        raise OutputError(f"Figures are written as {', '.join(FORMATS)}, not as {kind!r}; choose one of these.")
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    figure.savefig(buffer, format=kind, dpi=DPI, metadata=FORMATS[kind])
     return buffer.getvalue()
 
 
+def to_png(figure: Figure) -> bytes:
+    """The figure as a PNG file; the same bytes for the same figure."""
+    return rendered(figure)
+
+
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes a PNG file, whole or not at all.
+    """Writes a PNG, SVG or PDF file, as the ending of its name says, whole or not at all.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: it cannot be written, or ends otherwise.
     """
+    content = rendered(figure, Path(path).suffix.lower().lstrip("."))
     with replacing(path) as temporary:
-        temporary.write_bytes(to_png(figure))
+        temporary.write_bytes(content)

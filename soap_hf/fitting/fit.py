@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..data.arguments import parse_bytes
-from ..data.data_sets import open_dataset, public_name
+from ..data.data_sets import open_dataset, public_name, source_of
 from ..data.image_sample import SHUFFLE_BUFFER
 from ..data.preprocessing import ImagePreprocessor, with_colours
 from ..evaluation.check import check_head
@@ -166,6 +166,7 @@ def fit_soap(
     state, some = passes.state, statistics[layers[0]]
     model.config.fit = {
         **origin,
+        "source": source_of(dataset),
         "num_images": state.num_readable,
         "num_response_images": some.num_real,
         "num_synthetic": some.num_synthetic,

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shlex
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..layout.references import BackboneReference
 from ..runtime.errors import OutputError, first_sentence
-from ..runtime.head_files import HeadSource
+from ..runtime.head_files import PROCESSOR_FILE, HeadSource
+from ..runtime.vision_backbone import native_image_size
 from ..statistics import NEGLIGIBLE_WEIGHT
+from .card_command import base_of, fit_command, is_hub_id, is_on_hub, what_to_fill_in
 from .config import SOAPConfig
 from .opening import BACKBONE_FOLDER, EVALUATIONS_FOLDER, FIGURES_FOLDER, INCLUDED_BACKBONE
 from .report import checks, module_in_words
@@ -36,8 +37,35 @@ METRICS = {
 }
 """What metrics are called for people who do not know this package."""
 
+MATCHING = "matching", "right_1"
+"""What says in a number whether a head helps."""
+
 BLOCK = re.compile(r"<!-- soap_hf:(\w+) -->\n.*?<!-- /soap_hf:\1 -->", flags=re.DOTALL)
 """What this module writes, and may write again; everything outside belongs to whoever wrote it."""
+
+
+_ORDERS = (
+    ("What is removed", "How to use it", "How it was fitted", "Limits", "Citation"),
+    ("What is removed", "How to use it", "What was measured", "How it was fitted", "Limits", "Citation"),
+)
+EARLIER_SKELETONS = [" ".join(f"## {section}" for section in order).split() for order in _ORDERS]
+"""What earlier templates had outside their blocks."""
+
+CAPTIONS = {
+    "matching": "Two views of each photograph, matched patch by patch, by raw tokens above and by clean ones below: "
+    "solid lines that end in a disc are right, dotted ones that end in a cross are wrong.",
+    "patch_tokens": "Patch tokens as colours, by three principal components: raw, clean, and what is taken away, in "
+    "which grey is nothing.",
+    "response_maps": "Where components respond positively, on photographs (left of each pair) and on images that show "
+    "nothing (right). Rank counts the scores downwards from 0, the component's number counts the variances.",
+    "score_curve": "Scores of the components, the highest first; those that are removed are filled.",
+    "score_by_layer": "The highest score of each layer, and how many directions are removed from it.",
+    "responses": "Responses of the highest-scoring components, laid over photographs.",
+    "similarity": "What the patch in the frame resembles, in its own and in another photograph; a ring marks the best "
+    "match.",
+    "saliency": "The salient object, as TokenCut finds it in raw and in clean tokens.",
+}
+"""Figures of a head, what says most to a stranger first, and what they show."""
 
 
 def write_card(
@@ -83,13 +111,12 @@ def refresh_card(folder: Path, *, earlier: Path | None = None) -> None:
 
 def is_edited(card: str) -> bool:
     """Whether a card's text says more or less than what the package writes."""
-    body = card.partition("\n---\n")[2]
-    return BLOCK.sub("", body).split() != BLOCK.sub("", _template().partition("\n---\n")[2]).split()
+    return _skeleton(card) not in (_skeleton(_template()), *EARLIER_SKELETONS)
 
 
-def is_hub_id(name: str | None) -> bool:
-    """Whether a reference can be a repository on the Hub rather than a path."""
-    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name or "") is not None
+def _skeleton(card: str) -> list[str]:
+    """The words of a card outside its metadata and its blocks."""
+    return BLOCK.sub("", card.partition("\n---\n")[2]).split()
 
 
 def _template() -> str:
@@ -97,13 +124,14 @@ def _template() -> str:
 
 
 def _metadata(config: SOAPConfig, name: str, license: str | None, results: list[dict[str, Any]]) -> ModelCardData:
-    backbone, data_set = config.backbone_name_or_path, (config.fit or {}).get("dataset")
+    backbone, fit = base_of(config)[0], config.fit or {}
+    data_set = fit["dataset"] if is_on_hub(fit) and is_hub_id(fit["dataset"]) else None
     return ModelCardData(
         library_name="transformers",
         pipeline_tag="image-feature-extraction",
-        base_model=backbone if is_hub_id(backbone) else None,
-        base_model_relation="adapter" if is_hub_id(backbone) else None,
-        datasets=[data_set] if data_set and "/" in data_set and is_hub_id(data_set) else None,
+        base_model=backbone,
+        base_model_relation="adapter" if backbone else None,
+        datasets=[data_set] if data_set else None,
         license=license,
         model_name=name if results else None,
         eval_results=[
@@ -129,7 +157,10 @@ def _keep_what_was_written(old: ModelCard, new: ModelCard) -> None:
     hand from end to end: it comes first, what is generated after it.
     """
     blocks = {match[1]: match[0] for match in BLOCK.finditer(new.text)}
-    if BLOCK.search(old.text):
+    found = {match[1] for match in BLOCK.finditer(old.text)}
+    if BLOCK.sub("", old.text).split() in EARLIER_SKELETONS and found >= set(blocks) - {"results"}:
+        pass  # nobody has changed it: it takes the order of today
+    elif found:
         new.text = BLOCK.sub(lambda match: blocks.get(match[1], match[0]), old.text)
     elif old.text.strip():
         new.text = f"{old.text.rstrip()}\n{new.text}"
@@ -143,7 +174,9 @@ def _words(config: SOAPConfig, folder: Path, name: str, results: list[dict[str, 
     """What the template says of this head."""
     components = config.components or [[]] * len(config.layers)  # a head made by hand knows none
     parallel = config.layers, config.hidden_sizes, config.ranks, components
-    pictures = sorted(path.name for path in (folder / FIGURES_FOLDER).glob("*.png"))
+    order, command = list(CAPTIONS), fit_command(config) if config.fit else None
+    pictures = sorted((folder / FIGURES_FOLDER).glob("*.png"), key=lambda path: (path.stem not in CAPTIONS, path.name))
+    pictures = sorted(pictures, key=lambda path: order.index(path.stem) if path.stem in CAPTIONS else len(order))
     return {
         "name": name,
         "backbone": _backbone(config),
@@ -158,12 +191,38 @@ def _words(config: SOAPConfig, folder: Path, name: str, results: list[dict[str, 
             for layer, width, rank, rows in zip(*parallel, strict=True)
         ],
         "checks": checks(config),
+        "matched": next((row for row in results if (row["evaluation"], row["metric"]) == MATCHING), None),
         "settings": f"mu={config.mu}, tau={config.tau}, threshold={config.threshold}",
-        "figures": [{"file": file, "title": file.removesuffix(".png").replace("_", " ")} for file in pictures],
+        "figures": [
+            {"file": path.name, "title": path.stem.replace("_", " "), "caption": CAPTIONS.get(path.stem)}
+            for path in pictures
+        ],
         "results": results,
         "metrics": METRICS,
         "fit": config.fit,
-        "command": _command(config, config.fit) if config.fit else None,
+        "command": command,
+        "placeholders": what_to_fill_in(command) if command else None,
+        **_usage(config, folder),
+    }
+
+
+def _usage(config: SOAPConfig, folder: Path) -> dict[str, Any]:
+    """How the snippets load the head, make something to look at, and read the last of its layers."""
+    layer, loading = config.layers[-1], ""
+    if config.plain_backbone is not None:
+        made = BackboneReference.from_dict(config.plain_backbone["reference"])
+        loading = ", backbone=module" if made.is_local else ", trust_remote_code=True" if made.runs_code else ""
+    has_processor = (folder / PROCESSOR_FILE).exists()
+    height, width = (config.fit or {}).get("image_size") or native_image_size(config.backbone) or (224, 224)
+    image = 'image = Image.new("RGB", (640, 480))  # your photograph: Image.open("photo.jpg")'
+    made_of_it = f'{image}\ninputs = model.image_processor(image, return_tensors="pt")'
+    pixels = f'inputs = {{"pixel_values": torch.rand(1, 3, {height}, {width})}}  # made as the backbone expects them'
+    return {
+        "loading": loading,
+        "inputs": made_of_it if has_processor else pixels,
+        "has_processor": has_processor,
+        "asked": "" if layer == -1 else ", output_hidden_states=True",
+        "tensor": "last_hidden_state" if layer == -1 else f"hidden_states[{layer}]",
     }
 
 
@@ -204,32 +263,9 @@ def _backbone(config: SOAPConfig) -> str:
     if config.plain_backbone is not None:
         made = BackboneReference.from_dict(config.plain_backbone["reference"])
         return f"`{made}`" if not made.is_local else str(module_in_words(config)).replace("a live", "a")
+    base, revision = base_of(config)
+    at = f" at revision `{revision}`" if revision else ""
+    linked = f"[{base}](https://huggingface.co/{base}){at}" if base else f"a local `{kind}`"
     if reference == INCLUDED_BACKBONE:
-        return f"the `{kind}` in the folder `{BACKBONE_FOLDER}`"
-    if reference is None or not is_hub_id(reference):
-        return f"a local `{kind}`"
-    at = f" at revision `{config.backbone_revision}`" if config.backbone_revision else ""
-    return f"[{reference}](https://huggingface.co/{reference}){at}"
-
-
-def _command(config: SOAPConfig, fit: dict[str, Any]) -> str:
-    """The command that fits this head again."""
-    backbone = config.backbone_name_or_path
-    height, width = fit["image_size"]
-    options: dict[str, Any] = {"output": "my-head", "revision": config.backbone_revision}
-    names = ("config_name", "split", "image_column", "num_images", "num_synthetic")
-    options |= {name: fit.get(name) for name in names}
-    options |= {"image_size": height if height == width else f"{height}x{width}"}
-    options |= {"mu": fit.get("mu", config.mu), "tau": config.tau, "threshold": config.threshold}
-    options |= {"seed": fit["seed"], "dtype": config.backbone_dtype}
-    given = [(name, value) for name, value in options.items() if value is not None]
-    given += [("layer", layer) for layer in config.layers if config.layers != [-1]]
-    if plain := config.plain_backbone:
-        arguments = plain["reference"].get("arguments")
-        given += [("tokens", plain["tokens"])] * bool(plain["tokens"])
-        given += [("backbone-arguments", json.dumps(arguments))] * bool(arguments)
-        made = BackboneReference.from_dict(plain["reference"])
-        backbone = None if made.is_local else backbone
-    words = ["soap-hf", "fit", "BACKBONE" if backbone in (None, INCLUDED_BACKBONE) else backbone, str(fit["dataset"])]
-    words += [word for name, value in given for word in (f"--{name.replace('_', '-')}", str(value))]
-    return shlex.join(words + ["--isotropic"] * bool(fit.get("isotropic")))
+        return f"{linked}, which lies in the folder `{BACKBONE_FOLDER}`"
+    return linked

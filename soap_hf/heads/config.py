@@ -30,6 +30,8 @@ class SOAPConfig(configuration_soap.SOAPConfig):
         backbone_dtype (`str`, *optional*): dtype that the head was fitted in and that loading uses, e.g. `"float32"`.
         plain_backbone (`dict`, *optional*): of a module that is no transformers model: its class and sizes, where its
             tokens are, and how it was made ([`~soap_hf.layout.references.BackboneReference`]).
+        base_model (`str`, *optional*), base_model_revision (`str`, *optional*): hub id and commit that a backbone had
+            which was saved with the head.
         backbone_digests (`dict[str, str]`): digests of its weights then, by the dtype of their rounding; others warn.
         layers (`list[int]`, defaults to `[-1]`): which tensors are cleaned: -1 is `last_hidden_state`, `i >= 0` is
             `hidden_states[i]`.
@@ -49,6 +51,8 @@ class SOAPConfig(configuration_soap.SOAPConfig):
     """
 
     plain_backbone: dict[str, Any] | None = None
+    base_model: str | None = None
+    base_model_revision: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._check_types()

@@ -18,6 +18,7 @@ from .provenance import check_provenance, has_large_number, wrong_kinds
 
 DEFAULTS: dict[str, Any] = {
     **{"backbone_name_or_path": None, "backbone_revision": None, "backbone_dtype": None, "plain_backbone": None},
+    **{"base_model": None, "base_model_revision": None},
     **{
         "mu": "auto",
         "tau": 0.05,

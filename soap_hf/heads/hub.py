@@ -14,10 +14,11 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from transformers import AutoConfig
 from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.utils import logging
 
 from ..layout.references import BackboneReference
 from ..runtime import modeling_soap
-from ..runtime.errors import HubError, SOAPError
+from ..runtime.errors import HubError, SOAPError, first_sentence
 from ..runtime.head_files import (
     ADAPTER_FILE,
     CONFIG_FILE,
@@ -28,11 +29,14 @@ from ..runtime.head_files import (
 )
 from ..runtime.vision_backbone import tower_config
 from .adapters import has_adapter
-from .card import CARD_FILE, is_edited, is_hub_id, write_card
+from .card import CARD_FILE, is_edited, write_card
+from .card_command import is_hub_id
 from .config import SOAPConfig
 from .hub_requests import check_repository, reason, retried
 from .opening import BACKBONE_FOLDER, INCLUDED_BACKBONE, OPTIONAL_FILES, STATISTICS_FILES, HeadRecord
-from .saving import save_backbone
+from .saving import refer_to_included, save_backbone
+
+logger = logging.get_logger(__name__)
 
 AUTO_MAP = {
     "AutoConfig": "code/configuration_soap.SOAPConfig",
@@ -57,7 +61,8 @@ class Push:
 
     Args:
         repo_id (`str`): the repository, e.g. `"me/soap-vit-mae-base"`; made if it is not there.
-        backbone_id (`str`, *optional*): hub id of the backbone, for a head that refers to a local folder.
+        backbone_id (`str`, *optional*): hub id of the backbone, for a head that refers to a local folder; of one
+            that is pushed too, what the card says it is.
         include_backbone (`bool`, defaults to `False`): push the backbone as well, so that the head needs nothing else.
         statistics (`bool`, defaults to `True`): push them, so that others can `reweight`.
         private (`bool`, *optional*): make a new repository private; default: what the account has chosen.
@@ -202,7 +207,9 @@ def _stage(folder: Path, staging: Path, push: Push) -> SOAPConfig:
     if push.include_backbone and not (staging / BACKBONE_FOLDER).is_dir():
         head = modeling_soap.SOAPModelWrapper.from_pretrained(folder)
         save_backbone(head.backbone, head.config.backbone, staging)
-        config.backbone_name_or_path, config.backbone_revision = INCLUDED_BACKBONE, None
+        refer_to_included(config)
+    if push.backbone_id is not None and config.backbone_name_or_path == INCLUDED_BACKBONE:
+        config.base_model, config.base_model_revision = push.backbone_id, None
     return config
 
 
@@ -242,7 +249,7 @@ def _send(staging: Path, config: SOAPConfig, push: Push) -> str:
 def _point_to_backbone(api: HfApi, config: SOAPConfig, push: Push) -> str | None:
     """Pins the backbone to a commit of its repository; returns the licence that it has there."""
     if config.backbone_name_or_path == INCLUDED_BACKBONE:
-        return None
+        return _license_of_base(api, config)
     if config.plain_backbone is not None:
         return None  # how it is made stands in the config already
     if push.backbone_id is not None:
@@ -253,6 +260,18 @@ def _point_to_backbone(api: HfApi, config: SOAPConfig, push: Push) -> str | None
     if push.backbone_id is not None and config.backbone is not None:
         there = AutoConfig.from_pretrained(hub_id, revision=info.sha, token=push.token)
         check_same_architecture(config.backbone, tower_config(there) or there)
+    return info.card_data.license if info.card_data is not None else None
+
+
+def _license_of_base(api: HfApi, config: SOAPConfig) -> str | None:
+    """The licence of the repository that an included backbone came from; none if it cannot be asked any more."""
+    if not config.base_model:
+        return None
+    try:
+        info = api.model_info(config.base_model, revision=config.base_model_revision)
+    except (HfHubHTTPError, HTTPError, OSError, ValueError) as error:
+        logger.warning(f"The licence of {config.base_model} is not known ({first_sentence(error)}); pass license=….")
+        return None
     return info.card_data.license if info.card_data is not None else None
 
 

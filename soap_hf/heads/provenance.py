@@ -10,7 +10,7 @@ CHECK_KEYS = {"images", "raw", "clean", "mean", "low", "high", "unseen"}
 FIT_KEYS = {"dataset", "image_size", "num_bad_images", "num_images", "num_synthetic", "seed", "versions"}
 """What is said of a component (by `SOAPStatistics.table`), of a check (by `check_head`), and of a fit."""
 
-NAMES = {"backbone_name_or_path": str | None, "backbone_revision": str | None}
+NAMES = dict.fromkeys(("backbone_name_or_path", "backbone_revision", "base_model", "base_model_revision"), str | None)
 KINDS: dict[str, Any] = {"fit": dict | None, "head_format": int, **NAMES}
 LISTS = {"layers": int, "hidden_sizes": int, "ranks": int, "layouts": dict, "checks": dict, "components": list}
 DTYPES = (None, "float16", "bfloat16", "float32", "float64")

@@ -20,6 +20,7 @@ from ..runtime.vision_backbone import has_other_weights, load_backbone, weight_d
 from ..statistics.soap_statistics import STORED_COMPONENTS
 from .adapters import adapted_layers, has_active_adapter, has_adapter, without_adapters, write_adapter
 from .card import CARD_FILE, refresh_card
+from .card_command import is_hub_id
 from .opening import (
     BACKBONE_FOLDER,
     EVALUATIONS_FOLDER,
@@ -99,6 +100,16 @@ def save_backbone(backbone: PreTrainedModel, config: Any, folder: Path) -> None:
     backbone.save_pretrained(folder / BACKBONE_FOLDER)
     if isinstance(config, PretrainedConfig):  # a ViTMAE's view says that nothing is masked
         config.save_pretrained(folder / BACKBONE_FOLDER)
+
+
+def refer_to_included(config: Any) -> None:
+    """Makes a config refer to the backbone beside the head, and remember from where on the Hub that came."""
+    reference = config.backbone_name_or_path
+    if is_hub_id(reference) and not os.path.isdir(reference):
+        config.base_model, config.base_model_revision = reference, config.backbone_revision
+    elif reference != INCLUDED_BACKBONE:
+        config.base_model = config.base_model_revision = None
+    config.backbone_name_or_path, config.backbone_revision = INCLUDED_BACKBONE, None
 
 
 def _what_would_be_lost(model: Any) -> str | None:
@@ -201,9 +212,10 @@ def _head_alone(model: Any, target: Path, included: PreTrainedModel | None) -> I
     model.config.__dict__.pop("auto_map", None)  # the code that it names stays where it came from
     adapted, model._hf_peft_config_loaded = has_adapter(model), False
     if included is not None:
-        model.config.backbone_name_or_path, model.config.backbone_revision = INCLUDED_BACKBONE, None
+        refer_to_included(model.config)
         model.config.backbone_digests = weight_digests(included)
     elif live.backbone_name_or_path:
+        model.config.base_model = model.config.base_model_revision = None
         model.config.backbone_name_or_path = relative_reference(live.backbone_name_or_path, target)
     try:
         yield

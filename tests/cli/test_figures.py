@@ -52,6 +52,38 @@ def test_all_figures_of_a_head_and_of_images(run, head, photo, tmp_path):
     assert names(tmp_path / "drawn") == OF_THE_HEAD, "those of other images would be stale"
 
 
+def test_figures_that_scale(run, head, photo, tmp_path):
+    for kind in ("svg", "pdf"):
+        options = ("--output", "drawn", "--format", kind, "--overwrite", "--quiet")
+        assert run("figures", head, photo, *options) == (0, "", "")
+        stems = [name.removesuffix(".png") for name in sorted(OF_THE_HEAD + OF_IMAGES)]
+        assert names(tmp_path / "drawn") == [f"{stem}.{kind}" for stem in stems]
+
+
+def test_pictures_go_into_the_card_of_a_head_later(run, head, photo, refused):
+    card = head / "README.md"
+    assert "](figures/" not in card.read_text(encoding="utf-8")
+    card.write_text(card.read_text(encoding="utf-8") + "\nMy own words.\n", encoding="utf-8")
+    status, out, err = run("figures", head, photo, "--into-card")
+    assert (status, err) == (0, f"Drawing the head {head} into its card …\n")
+    assert names(head / "figures") == sorted(OF_THE_HEAD + OF_IMAGES)
+    assert f"Figure written to {head / 'figures' / 'matching.png'}" in out
+    text = card.read_text(encoding="utf-8")
+    assert text.index("](figures/matching.png)") < text.index("## How to use it"), "what says most comes first"
+    assert all(f"](figures/{name})" in text for name in names(head / "figures"))
+    assert text.endswith("\nMy own words.\n")
+    assert run("figures", head, "--into-card", "--quiet") == (0, "", "")
+    assert names(head / "figures") == OF_THE_HEAD, "those of other images would be stale"
+    assert "matching.png" not in card.read_text(encoding="utf-8")
+    assert "is none here; download it, or draw elsewhere" in refused("figures", "me/head", "--into-card")
+
+
+def test_where_to_draw_is_said_once(refused, head):
+    assert "--output FOLDER, or --into-card" in refused("figures", head)
+    assert "--output FOLDER, or --into-card" in refused("figures", head, "--into-card", "--output", "drawn")
+    assert "A card shows png" in refused("figures", head, "--into-card", "--format", "svg")
+
+
 def test_several_heads_and_layers(run, head, vit_folder, images, photo, tmp_path):
     fit_soap(vit_folder, images, layer=[0, -1], num_images=64, progress=False).save_pretrained(tmp_path / "deep")
     options = ("--compare", head, "--layer", 0, "--image-size", "32", "--output", "drawn", "--quiet")

@@ -165,7 +165,7 @@ def test_odd_images_are_counted_and_break_nothing(comparison, caplog):
     assert [row["soap_iou_bilateral"] for row in rows][:2] == [0, 0]
     assert all(np.isfinite(list(row.values())[1:]).all() for row in rows)
     assert "1 images have an empty mask, and are left out: row 1." in caplog.text
-    assert "2 images leave nothing to divide (undivided_soap)" in caplog.text
+    assert "In 2 images no object is found by soap tokens (" in caplog.text
 
 
 def test_large_images_are_shrunk_for_the_backbone_alone(comparison, monkeypatch):

@@ -130,8 +130,8 @@ def test_pictures_are_those_of_the_figures(explorer, head, session):
     pictures = look_at(head, images_of(session))
     figure = drawn(token_colours(pictures))
     for number, (_, raw, clean) in enumerate(colour_view(moment).rows):
-        np.testing.assert_array_equal(np.asarray(raw.picture), figure[3 * number + 1])
-        np.testing.assert_array_equal(np.asarray(clean.picture), figure[3 * number + 2])
+        np.testing.assert_array_equal(np.asarray(raw.picture), figure[4 * number + 1])
+        np.testing.assert_array_equal(np.asarray(clean.picture), figure[4 * number + 2])
     figure = drawn(response_overlay(pictures, head))
     for rank in range(4):
         response, maps = (

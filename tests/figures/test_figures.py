@@ -20,6 +20,7 @@ from soap_hf.figures import (
     backbone_label,
     head_figures,
     look_at,
+    rendered,
     response_maps,
     response_overlay,
     saliency_masks,
@@ -34,7 +35,7 @@ from soap_hf.figures.panels import enlarged, laid_over
 from soap_hf.figures.pictures import colour_axes, colours_of
 from soap_hf.figures.similarity import best_match, similarities, similarity_panel, similarity_scale
 from soap_hf.runtime.errors import BackboneError, DataError, HeadError, OutputError
-from tests.conftest import noise_image, random_projection
+from tests.conftest import ROOT, noise_image, random_projection
 from tests.tiny_backbones import TINY_BACKBONES
 
 NO_DISPLAY = """
@@ -142,6 +143,20 @@ def test_the_same_figure_gives_the_same_file_whatever_the_users_style(name):
     assert b"Software" not in first
 
 
+@pytest.mark.parametrize("kind", ["svg", "pdf"])
+def test_a_figure_that_scales_is_the_same_in_every_process(kind, tmp_path):
+    code = (
+        f"import sys; from tests.figures.test_figures import FIGURES, rendered; "
+        f"sys.stdout.buffer.write(rendered(FIGURES['maps'](), {kind!r}))"
+    )
+    again = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout
+    assert again == rendered(FIGURES["maps"](), kind)
+    assert again.startswith({"svg": b"<?xml", "pdf": b"%PDF"}[kind])
+    assert again != rendered(FIGURES["a curve"](), kind)
+    assert b"<dc:date>" not in again
+    assert b"/CreationDate" not in again
+
+
 def test_drawing_neither_needs_nor_touches_pyplot(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "DISPLAY"}
     subprocess.run([sys.executable, "-c", NO_DISPLAY], env=environment | {"MPLBACKEND": "tkagg"}, check=True)
@@ -161,6 +176,18 @@ def test_a_score_curve_holds_every_score_and_says_which_components_are_removed()
     errors = statistics.standard_errors[statistics.scores.sort(descending=True).indices[:10]]
     np.testing.assert_allclose((ends[:, 1] - ends[:, 0]) / 2, errors, atol=1e-12)
     assert [line.get_ydata()[0] for line in leading.lines if line.get_linestyle() == "--"] == [0.75]
+
+
+def test_the_leading_scores_fill_their_panel():
+    head = record(mu=3)
+    whole, leading = score_curve({"name": head}).axes
+    scores = head.statistics_by_layer[-1].scores.sort(descending=True).values[:10]
+    low, high = leading.get_ylim()
+    assert (max(float(scores[0]), 0.75) - min(float(scores[-1]), 0.75)) / (high - low) > 0.75
+    assert low < 0.75 < high
+    assert low < float(scores[-1])
+    assert float(scores[0]) < high
+    assert whole.get_ylim() != (low, high)
 
 
 def test_without_statistics_a_curve_shows_the_components_that_the_config_names():
@@ -285,12 +312,27 @@ def at_patches(panel, grid):
 
 def colours(*pictures):
     """Colours of the raw and the clean tokens of each picture, (rows, columns, 3), which the figure shows."""
-    found = [[own.numpy() for own in both.values()] for both in colours_of(pictures, colour_axes(pictures))]
+    shares = colours_of(pictures, colour_axes(pictures), with_removed=True)
     drawn = [axes.images[0].get_array() for axes in token_colours(pictures).axes]
-    for number, both in enumerate(found):
-        for panel, own in zip(drawn[3 * number + 1 : 3 * number + 3], both, strict=True):
-            np.testing.assert_allclose(at_patches(panel, own.shape[:2]) / 255, own, atol=0.5 / 255 + 1e-9)
-    return found
+    for number, own in enumerate(shares):
+        assert list(own) == ["raw", "soap", "removed"]
+        for panel, share in zip(drawn[4 * number + 1 : 4 * number + 4], own.values(), strict=True):
+            np.testing.assert_allclose(at_patches(panel, share.shape[:2]) / 255, share, atol=0.5 / 255 + 1e-9)
+    return [[own[name].numpy() for name in ("raw", "soap")] for own in shares]
+
+
+def test_what_was_removed_is_raw_without_clean_and_grey_where_nothing_was():
+    raw = torch.randn(4, 4, 8)
+    clean = raw.clone()
+    clean[:2] = random_projection(8)(raw[:2])
+    picture = Picture(noise_image(0), -1, {"raw": raw, "soap": clean})
+    (own,) = colours_of([picture], colour_axes([picture]), with_removed=True)
+    assert (own["removed"][2:] == 0.5).all()
+    inside = ((own["raw"] > 0) & (own["raw"] < 1) & (own["soap"] > 0) & (own["soap"] < 1))[:2]
+    expected = (own["raw"] - own["soap"])[:2][inside] + 0.5
+    torch.testing.assert_close(own["removed"][:2][inside], expected.clamp(0, 1))
+    assert (own["removed"][:2] != 0.5).any()
+    assert [axes.get_title() for axes in token_colours([picture]).axes][-1] == "removed"
 
 
 def test_a_colour_means_the_same_in_both_arms_and_in_every_image():
@@ -395,10 +437,24 @@ def test_everything_but_the_object_is_faded(fitted):
         assert np.abs(shown[~kept].astype(int) - faded[~kept]).max() <= 1
 
 
-def test_an_image_without_an_object_says_so(fitted):
+def test_an_image_without_an_object_says_so(fitted, caplog):
     fitted.backbone.embeddings.position_embeddings.data.zero_()
     figure = saliency_masks(fitted, [Image.new("RGB", (32, 32))])
-    assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [[], ["none"], ["none"]]
+    assert [[text.get_text() for text in axes.texts] for axes in figure.axes] == [[], ["no object"], ["no object"]]
+
+    for tokens in ("raw", "clean"):
+        assert f"In {tokens} tokens there is no object in image 1: all of its patches look alike" in caplog.text
+    assert "--centred" in caplog.text
+
+
+def test_without_the_mean_token_an_object_is_found_in_tokens_that_point_one_way(fitted):
+    fitted.statistics_by_layer[-1].mean.copy_(torch.full((32,), 1e3))
+    fitted.backbone.layernorm.bias.data.fill_(1e3)
+    texts = {}
+    for centred in (False, True):
+        figure = saliency_masks(fitted, [noise_image(0, (32, 32))], centred=centred)
+        texts[centred] = [[text.get_text() for text in axes.texts] for axes in figure.axes[1:]]
+    assert texts == {False: [["no object"], ["no object"]], True: [[], []]}
 
 
 def test_a_figure_of_nothing_is_refused(fitted):
@@ -414,6 +470,11 @@ def test_a_figure_is_written_whole_or_not_at_all(tmp_path):
     figure = score_curve({"name": record()})
     save_figure(figure, tmp_path / "curve.png")
     assert Image.open(tmp_path / "curve.png").size[0] == 1400
+    save_figure(figure, tmp_path / "curve.SVG")
+    assert (tmp_path / "curve.SVG").read_bytes() == rendered(figure, "svg")
+    with pytest.raises(OutputError, match=r"png, svg, pdf, not as 'gif'"):
+        save_figure(figure, tmp_path / "curve.gif")
+    assert {path.name for path in tmp_path.iterdir()} == {"curve.png", "curve.SVG"}
     with pytest.raises(OutputError, match="Cannot write"):
         save_figure(figure, tmp_path / "nowhere" / "curve.png")
 
