@@ -98,10 +98,9 @@ class Evaluation(Command, options_of(EvaluationArguments)):  # type: ignore[misc
 
         chosen = self.arguments
         model = load_head(self.head, chosen.device, **chosen.hub_kwargs)
-        if chosen.mu is not None:
-            model.reweight(chosen.mu, model.config.tau, model.config.threshold)
-        rank, layer, image_size = chosen.rank, chosen.layer, chosen.image_size
-        return Comparison.of(model, chosen.method, rank=rank, layer=layer, image_size=image_size, share=True)
+        names = ("mu", "rank", "layer", "image_size")
+        options: dict[str, Any] = {name: getattr(chosen, name) for name in names}
+        return Comparison.of(model, chosen.method or None, **options, share=True)
 
     @property
     def noted(self) -> dict[str, Any]:

@@ -86,9 +86,9 @@ def _annotation(single: dataclasses.Field) -> Any:
     options: dict[str, Any] = {new: how[old] for old, new in names.items() if old in how}
     if "envvar" in how:
         options |= {"envvar": how["envvar"], "show_envvar": False}
-    if "parser" in how:
-        return Annotated[Any, typer.Option(*declaration, parser=_refusing(how["parser"]), **options)]
     kind = how.get("kind", single.type)
+    if "parser" in how:
+        kind, options["parser"] = Any, _refusing(how["parser"])
     if "repeated" in how:
         one: Any = how["repeated"]
         kind, options["help"] = list[one] | None, f"{how['help']} May be repeated."

@@ -36,13 +36,30 @@ def parse_image_size(text: str) -> tuple[int, int]:
 
 
 def parse_mu(text: str) -> float | str:
-    """A number of components, or `auto`."""
+    """A number of components, 0 or more, or `auto`."""
     if text == "auto":
         return text
     with suppress(ValueError):
         if math.isfinite(number := float(text)):
-            return number
+            refuse_negative_mu(number)
+            return int(number) if number.is_integer() else number
     raise DataError(f'{text!r} is neither a number nor "auto".')
+
+
+def parse_strengths(text: str) -> tuple[float | str, ...]:
+    """Numbers of components, or `auto`, with commas between them.
+
+    Example:
+        >>> parse_strengths("auto,1,2.5")
+        ('auto', 1, 2.5)
+    """
+    return tuple(parse_mu(part.strip()) for part in text.split(","))
+
+
+def refuse_negative_mu(mu: Any) -> None:
+    """Refuses a strength below 0, with a `DataError`."""
+    if not isinstance(mu, str) and mu < 0:
+        raise DataError(f"mu={mu:g} is below 0, but it is a number of components; 0 removes nothing.")
 
 
 def parse_batch_size(text: str) -> int | str:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ..data.arguments import ImageArguments, argument, parse_mu, refuse_bad_seed
+from ..data.arguments import ImageArguments, argument, parse_strengths, refuse_bad_seed
 from ..runtime.errors import DataError
 
 
@@ -14,9 +14,9 @@ class EvaluationArguments(ImageArguments):
     """The options that every `soap-hf evaluate …` takes.
 
     Args:
-        method (list of `str`, defaults to `["soap"]`): what is measured beside raw tokens, as in `method_projections`.
+        method (list of `str`, *optional*): what is measured beside raw tokens, as in `method_projections`.
         rank (`int`, *optional*): directions of the baselines; default: the head's.
-        mu (`float` or `"auto"`, *optional*): another strength of the head, from its statistics.
+        mu (list of `float` or `"auto"`, *optional*): further strengths of the head, from its statistics.
         layer (`int`, *optional*): default: the head's last one.
         seed (`int`, defaults to 0): of random samples of the images.
         output (`Path`, *optional*): folder for the results.
@@ -26,11 +26,15 @@ class EvaluationArguments(ImageArguments):
     """
 
     method: Sequence[str] = argument(
-        ("soap",), "Method beside raw: soap, or a baseline, zero-image or top-pc.", repeated=str
+        (), "Method beside raw: soap, or a baseline, zero-image or top-pc; default: the head's.", repeated=str
     )
     rank: int | None = argument(None, "Directions of zero-image and top-pc; default: the head's.", least=1)
-    mu: float | Literal["auto"] | None = argument(
-        None, "Another strength of the head, from its statistics.", parser=parse_mu, metavar="NUMBER|auto"
+    mu: Sequence[Any] = argument(
+        (),
+        "Further strengths beside the head's own, from its statistics, e.g. auto,1,2,4.",
+        parser=parse_strengths,
+        repeated=Any,
+        metavar="NUMBER|auto,…",
     )
     layer: int | None = argument(None, "Default: the head's last one.", least=-1)
     seed: int = argument(0, "Of random samples of the images.")
@@ -40,6 +44,7 @@ class EvaluationArguments(ImageArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_bad_seed(self.seed)
+        self.mu = [one for given in self.mu for one in (given if isinstance(given, tuple) else (given,))]
 
     @property
     def reading(self) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from .opening import BACKBONE_FOLDER, EVALUATIONS_FOLDER, FIGURES_FOLDER, INCLUD
 from .report import checks, module_in_words
 
 CARD_FILE = "README.md"
-SHOWN = (("means", "raw"), ("means", "soap"), ("differences", "soap"))
 TASKS = {"knn": "image-classification", "saliency": "image-segmentation", "segmentation": "image-segmentation"}
 """The Hub's names of what the evaluations measure."""
 
@@ -113,9 +112,10 @@ def _metadata(config: SOAPConfig, name: str, license: str | None, results: list[
                 dataset_name=row["dataset"],
                 metric_type=row["metric"],
                 metric_name=f"{METRICS.get(row['metric'], row['metric'])} ({row['evaluation']})",
-                metric_value=round(row["soap"], 6),
+                metric_value=round(row["clean"], 6),
             )
             for row in results
+            if row["method"] == config.method
         ]
         or None,
         tags=["soap", "soap-hf", "feature-extraction", "vision"],
@@ -170,7 +170,7 @@ def _words(config: SOAPConfig, folder: Path, name: str, results: list[dict[str, 
 def _results(config: SOAPConfig, folder: Path) -> list[dict[str, Any]]:
     """What `soap-hf evaluate … --output HEAD/evaluation/NAME` has written beside a head: one row per metric.
 
-    Those of another strength are not the head's. The check of the fit comes first.
+    Those of another strength or method are not the head's. The check of the fit comes first.
     """
     unseen = all(check["unseen"] for check in config.checks)
     seen = "not seen by the fit" if unseen else "by which its strength was chosen"
@@ -180,23 +180,35 @@ def _results(config: SOAPConfig, folder: Path) -> list[dict[str, Any]]:
             "evaluation": "matching" if len(config.layers) == 1 else f"matching, layer {layer}",
             "dataset": data,
             "metric": "right_1",
+            "method": config.method,
             "raw": check["raw"],
-            "soap": check["clean"],
+            "clean": check["clean"],
             **{name: check[name] for name in ("mean", "low", "high")},
         }
         for layer, check in zip(config.layers, config.checks, strict=False)
     ]
     for path in sorted((folder / EVALUATIONS_FOLDER).glob("*/summary.json")):
         summary = json.loads(path.read_text(encoding="utf-8"))
-        if summary["settings"].get("mu", config.mu) != config.mu:
+        if not _is_of_head(config, summary["settings"]):
             continue
-        raw, clean, differences = (summary[key].get(method, {}) for key, method in SHOWN)
-        what = {name: summary[name] for name in ("evaluation", "dataset")}
+        what, means = {name: summary[name] for name in ("evaluation", "dataset")}, summary["means"]
+        measured = [(metric, method) for method, own in means.items() if method != "raw" for metric in own]
         rows += [
-            {**what, "metric": metric, "raw": raw[metric], "soap": value, **differences[metric]}
-            for metric, value in clean.items()
+            {
+                **{**what, "metric": metric, "method": method, "raw": means["raw"][metric]},
+                **{"clean": means[method][metric], **summary["differences"][method][metric]},
+            }
+            for metric, method in sorted(measured, key=lambda pair: list(means[pair[1]]).index(pair[0]))
         ]
     return rows
+
+
+def _is_of_head(config: SOAPConfig, settings: dict[str, Any]) -> bool:
+    """Whether an evaluation with these settings measured what the head does now."""
+    same = all(settings.get(name, getattr(config, name)) == getattr(config, name) for name in ("method", "mu"))
+    layer, ranks = settings.get("layer", config.layers[-1]), settings.get("ranks", {})
+    rank = config.ranks[config.layers.index(layer)] if layer in config.layers else None
+    return same and ranks.get(config.method, rank) == rank
 
 
 def _backbone(config: SOAPConfig) -> str:
