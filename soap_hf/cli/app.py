@@ -16,7 +16,7 @@ from .explore import Explore
 from .extract import Extract
 from .figures import Figures
 from .fit import Fit, Score
-from .heads import Info, PushHead
+from .heads import Info, PushHead, Reweight
 from .options import Command
 from .tune import Tune
 
@@ -30,6 +30,7 @@ evaluate = typer.Typer(help="Measure what a head does: raw, clean and baselines 
 app.command("fit")(Fit)
 app.command("score")(Score)
 app.command("tune")(Tune)
+app.command("reweight")(Reweight)
 app.command("extract")(Extract)
 app.command("figures")(Figures)
 app.command("info")(Info)

@@ -32,6 +32,10 @@ OwnSize = Annotated[
     ),
 ]
 Device = Annotated[Optional[str], typer.Option(help="Default: the accelerator if there is one.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")]
+Progress = Annotated[bool, typer.Option("--progress/--quiet", help="Show bars, and names of files.")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the backbone.")]
+DrawFigures = Annotated[bool, typer.Option(help="Draw figures for the head, which needs matplotlib.")]
 Token = Annotated[
     Optional[str], typer.Option(envvar="HF_TOKEN", show_envvar=False, help="Hub token; default: HF_TOKEN.")
 ]
@@ -88,7 +92,7 @@ def _annotation(single: dataclasses.Field) -> Any:
         options |= {"envvar": how["envvar"], "show_envvar": False}
     kind = how.get("kind", single.type)
     if "parser" in how:
-        kind, options["parser"] = Any, _refusing(how["parser"])
+        kind, options["parser"] = Any, told(how["parser"])
     if "repeated" in how:
         one: Any = how["repeated"]
         kind, options["help"] = list[one] | None, f"{how['help']} May be repeated."
@@ -102,7 +106,7 @@ def _default(single: dataclasses.Field) -> Any:
     return str(single.default) if "parser" in single.metadata else single.default
 
 
-def _refusing(parser: Any) -> Any:
+def told(parser: Any) -> Any:
     """A parser whose refusals are told as errors about an option."""
 
     def parse(text: str) -> Any:

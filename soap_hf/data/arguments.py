@@ -39,11 +39,13 @@ def parse_mu(text: str) -> float | str:
     """A number of components, 0 or more, or `auto`."""
     if text == "auto":
         return text
+    number = math.nan
     with suppress(ValueError):
-        if math.isfinite(number := float(text)):
-            refuse_negative_mu(number)
-            return int(number) if number.is_integer() else number
-    raise DataError(f'{text!r} is neither a number nor "auto".')
+        number = float(text)
+    if not math.isfinite(number):
+        raise DataError(f'{text!r} is neither a number nor "auto".')
+    refuse_negative_mu(number)
+    return int(number) if number.is_integer() else number
 
 
 def parse_strengths(text: str) -> tuple[float | str, ...]:

@@ -19,7 +19,7 @@ from ..evaluation.strength import choose_mu
 from ..heads.model import SOAPModelWrapper
 from ..heads.printing import show
 from ..heads.report import print_report
-from ..heads.running import processor_of_backbone
+from ..heads.running import processor_of_backbone, warn_of_part_patches
 from ..layout.backbone import OpenedBackbone
 from ..layout.detection import PatchLayout
 from ..layout.plain import name_of
@@ -130,6 +130,7 @@ def fit_soap(
         image_processor=preprocess.resized_processor(),
     )
     opened.forget_probes()
+    warn_of_part_patches(model, preprocess.size)
     images = open_dataset(
         dataset, split=chosen.split, config_name=chosen.config_name, streaming=chosen.streaming, token=chosen.token
     )

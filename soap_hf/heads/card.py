@@ -16,7 +16,8 @@ from ..runtime.head_files import HeadSource
 from ..statistics import NEGLIGIBLE_WEIGHT
 from .config import SOAPConfig
 from .opening import BACKBONE_FOLDER, EVALUATIONS_FOLDER, FIGURES_FOLDER, INCLUDED_BACKBONE
-from .report import checks, module_in_words
+from .provenance import METHODS, SOAP
+from .report import checks, module_in_words, what_is_removed
 
 CARD_FILE = "README.md"
 TASKS = {"knn": "image-classification", "saliency": "image-segmentation", "segmentation": "image-segmentation"}
@@ -158,7 +159,9 @@ def _words(config: SOAPConfig, folder: Path, name: str, results: list[dict[str, 
             for layer, width, rank, rows in zip(*parallel, strict=True)
         ],
         "checks": checks(config),
-        "settings": f"mu={config.mu}, tau={config.tau}, threshold={config.threshold}",
+        "settings": what_is_removed(config),
+        "baseline": None if config.method == SOAP else METHODS[config.method],
+        "again": f"soap-hf reweight my-head --method {config.method} --rank {config.ranks[-1]} --output baseline",
         "figures": [{"file": file, "title": file.removesuffix(".png").replace("_", " ")} for file in pictures],
         "results": results,
         "metrics": METRICS,

@@ -7,6 +7,7 @@ from rich.table import Column, Table
 
 from ..statistics import NEGLIGIBLE_WEIGHT
 from .printing import show
+from .provenance import METHODS, SOAP
 
 if TYPE_CHECKING:
     from .config import SOAPConfig
@@ -104,6 +105,13 @@ def module_in_words(config: "SOAPConfig") -> str | None:
     return f"a live module, {plain['architecture']} of {plain['num_parameters']} parameters{where}"
 
 
+def what_is_removed(config: "SOAPConfig") -> str:
+    """How it was decided what a head removes: the arguments of SOAP's weights, or the baseline."""
+    if config.method != SOAP:
+        return f"{config.method}: {METHODS[config.method]}, entirely"
+    return f"mu={config.mu}, tau={config.tau}, threshold={config.threshold}"
+
+
 def summary(config: "SOAPConfig") -> list[str]:
     """What the head removes and how it was fitted, one sentence per line."""
     several = 1 < len(config.layers) <= FEW_LAYERS
@@ -115,7 +123,7 @@ def summary(config: "SOAPConfig") -> list[str]:
     backbone = config.backbone_name_or_path or module_in_words(config) or "a model in memory"
     lines = [
         *checks(config),
-        f"Directions removed: {removed} (mu={config.mu}, tau={config.tau}, threshold={config.threshold}).",
+        f"Directions removed: {removed} ({what_is_removed(config)}).",
         f"Backbone: {backbone}{revision}, {config.backbone_dtype}.",
     ]
     if config.fit:

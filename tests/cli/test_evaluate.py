@@ -133,6 +133,41 @@ def test_what_was_measured_at_another_strength_is_not_the_heads(run, head, photo
         assert "| position |" not in (head / "README.md").read_text(encoding="utf-8")
 
 
+def test_reweight(run, head, tmp_path):
+    status, out, err = run("reweight", head, "--mu", 2, "--output", "two", "--no-figures")
+    assert (status, "Making another head" in err) == (0, True)
+    assert "Directions removed: 2 of 32 (mu=2, tau=0.05, threshold=0.75)." in out
+    assert "`soap-hf evaluate matching two DATASET` says if it helps." in out
+    wanted = SOAPModelWrapper.from_pretrained(head).reweight(2)
+    made = SOAPModelWrapper.from_pretrained(tmp_path / "two")
+    assert torch.equal(made.projections["-1"].matrix(), wanted.projections["-1"].matrix())
+    options = ("--method", "top-pc", "--rank", 3, "--output", "two", "--overwrite", "--no-figures", "--quiet")
+    assert run("reweight", head, *options) == (0, "", "")
+    assert "Directions removed: 3 of 32 (top-pc: the principal" in run("info", tmp_path / "two")[1]
+    again = run("reweight", "two", "--method", "soap", "--mu", "auto", "--output", "auto", "--no-figures", "--quiet")
+    assert again == (0, "", "")
+    assert SOAPModelWrapper.from_pretrained(tmp_path / "auto").config.method == "soap"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("", "--mu 2, or a baseline, such as --method top-pc --rank 4"),
+        ("--rank 2", "--mu 2, or a baseline"),
+        ("--mu 2 --rank 2", "--mu 2, or a baseline"),
+        ("--mu -2", "mu=-2 is below 0"),
+        ("--method top-pc --mu 2", "top-pc removes as many directions as --rank says; leave out --mu"),
+        ("--method pca --rank 2", "no method 'pca'; choose from soap, zero-image, top-pc"),
+        ("--method zero-image --rank 30", "pass a rank ≤ that"),
+        ("--mu 2 --method soap --output vit", "holds another model"),
+    ],
+)
+def test_what_no_head_can_be_made_of(refused, head, tmp_path, options, told):
+    where = () if "--output" in options else ("--output", "new")
+    assert told in refused("reweight", head, *options.split(), *where, "--overwrite")
+    assert not (tmp_path / "new").exists()
+
+
 def test_knn(run, head, colours, tmp_path):
     status, out, err = run(
         "evaluate", "knn", head, colours, "--k", 1, "--k", 3, *METHODS, "--output", "out", "--quiet"
