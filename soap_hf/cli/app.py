@@ -17,29 +17,33 @@ from .extract import Extract
 from .figures import Figures
 from .fit import Fit, Score
 from .heads import Info, PushHead, Reweight
+from .help import DECIDE, MAKE, USE, JobGroup, QuietCommand
 from .options import Command
 from .tune import Tune
 
 app = typer.Typer(
+    cls=JobGroup,
     pretty_exceptions_enable=False,
     help="Clean patch tokens from any frozen vision backbone (SOAP, arXiv 2604.00172).",
     epilog="Add --debug to any command for the full traceback of an error.",
 )
-evaluate = typer.Typer(help="Measure what a head does: raw, clean and baselines side by side.", no_args_is_help=True)
+evaluate = typer.Typer(
+    cls=JobGroup, help="Measure what a head does: raw, clean and baselines side by side.", no_args_is_help=True
+)
 
-app.command("fit")(Fit)
-app.command("score")(Score)
-app.command("tune")(Tune)
-app.command("reweight")(Reweight)
-app.command("extract")(Extract)
-app.command("figures")(Figures)
-app.command("info")(Info)
-app.command("explore")(Explore)
-app.command("push")(PushHead)
-app.command("convert")(Convert)
-app.add_typer(evaluate, name="evaluate")
+COMMANDS: dict[str, dict[str, type[Command]]] = {
+    MAKE: {"fit": Fit, "score": Score, "convert": Convert},
+    DECIDE: {"tune": Tune, "reweight": Reweight},
+    USE: {"info": Info, "figures": Figures, "explore": Explore, "extract": Extract, "push": PushHead},
+}
+"""The commands by name, in groups."""
+
+for panel, commands in COMMANDS.items():
+    for name, command in commands.items():
+        app.command(name, cls=QuietCommand, rich_help_panel=panel)(command)
+app.add_typer(evaluate, name="evaluate", rich_help_panel=DECIDE)
 for evaluation in (Matching, Position, Knn, Segmentation, Saliency):
-    evaluate.command(evaluation.__name__.lower())(evaluation)
+    evaluate.command(evaluation.__name__.lower(), cls=QuietCommand)(evaluation)
 
 
 def _print_version(wanted: bool) -> None:

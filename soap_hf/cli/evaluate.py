@@ -130,7 +130,8 @@ class Saliency(Evaluation):
     ] = False
     same_size: SameSize = False
     bilateral: Annotated[
-        bool, typer.Option("--bilateral/--no-bilateral", help="Measure after refinement by the bilateral solver, too.")
+        bool,
+        typer.Option("--bilateral/--no-bilateral", help="Measure without refinement by the bilateral solver alone."),
     ] = True
 
     def measure(self) -> "Results":

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from ..data.arguments import HUB
 from ..fitting.arguments import FitArguments
 from ..heads.printing import show
 from ..heads.report import print_report
@@ -15,7 +16,9 @@ from .options import (
     BackboneId,
     Command,
     DatasetName,
+    DrawFigures,
     IncludeBackbone,
+    Overwrite,
     Private,
     Recipe,
     hide_progress_bars,
@@ -33,14 +36,15 @@ class Fit(Command, FitOptions):
     backbone: Backbone
     dataset: DatasetName
     output: Annotated[Path, typer.Option(help="Folder for the head.")]
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False
+    overwrite: Overwrite = False
     include_backbone: IncludeBackbone = False
     push_to_hub: Annotated[
-        Optional[str], typer.Option(metavar="REPO", help="Then push it, e.g. to me/soap-vit-mae-base.")
+        Optional[str],
+        typer.Option(metavar="REPO", help="Then push it, e.g. to me/soap-vit-mae-base.", rich_help_panel=HUB),
     ] = None
     backbone_id: BackboneId = None
     private: Private = None
-    figures: Annotated[bool, typer.Option(help="Draw figures for the head, which needs matplotlib.")] = True
+    figures: DrawFigures = True
     recipe: Recipe = None
 
     def plan(self) -> str:

@@ -115,7 +115,9 @@ class PushHead(Command):
     repo_id: Annotated[str, typer.Argument(metavar="REPO", help="e.g. me/soap-vit-mae-base; made if need be.")]
     backbone_id: BackboneId = None
     include_backbone: IncludeBackbone = False
-    statistics: Annotated[bool, typer.Option(help="Push the statistics, so that others can reweight.")] = True
+    statistics: Annotated[
+        bool, typer.Option("--statistics/--no-statistics", help="Leave the statistics out, so that none can reweight.")
+    ] = True
     private: Private = None
     revision: Annotated[Optional[str], typer.Option(help="Branch, made if need be; default: main.")] = None
     create_pr: Annotated[bool, typer.Option("--create-pr", help="Open a pull request.")] = False

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ..data.arguments import parse_image_size
+from ..data.arguments import HUB, RUNNING, parse_image_size
 from ..heads.printing import show
 from ..runtime.errors import SOAPError, first_sentence
 
@@ -19,10 +19,16 @@ Backbone = Annotated[
 ]
 DatasetName = Annotated[str, typer.Argument(metavar="DATASET", help="Hub id, folder of images, or parquet file.")]
 Head = Annotated[str, typer.Argument(metavar="HEAD", help="Folder or hub id of a head.")]
-IncludeBackbone = Annotated[bool, typer.Option("--include-backbone", help="Put the backbone beside the head.")]
-BackboneId = Annotated[Optional[str], typer.Option(help="Hub id of the same backbone, if yours is in a folder.")]
-Private = Annotated[Optional[bool], typer.Option("--private", help="Make a new repository private.")]
-Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit on the Hub.")]
+IncludeBackbone = Annotated[
+    bool, typer.Option("--include-backbone", help="Put the backbone beside the head.", rich_help_panel=HUB)
+]
+BackboneId = Annotated[
+    Optional[str], typer.Option(help="Hub id of the same backbone, if yours is in a folder.", rich_help_panel=HUB)
+]
+Private = Annotated[
+    Optional[bool], typer.Option("--private", help="Make a new repository private.", rich_help_panel=HUB)
+]
+Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit on the Hub.", rich_help_panel=HUB)]
 OwnSize = Annotated[
     Any,
     typer.Option(
@@ -31,13 +37,21 @@ OwnSize = Annotated[
         help="Resize images to this, for a backbone that takes no other; default: their own shape.",
     ),
 ]
-Device = Annotated[Optional[str], typer.Option(help="Default: the accelerator if there is one.")]
+Device = Annotated[
+    Optional[str], typer.Option(help="Default: the accelerator if there is one.", rich_help_panel=RUNNING)
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")]
-Progress = Annotated[bool, typer.Option("--progress/--quiet", help="Show bars, and names of files.")]
-TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the backbone.")]
-DrawFigures = Annotated[bool, typer.Option(help="Draw figures for the head, which needs matplotlib.")]
+Progress = Annotated[
+    bool,
+    typer.Option("--progress/--quiet", help="Show no bars, and say nothing but results.", rich_help_panel=RUNNING),
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the backbone.", rich_help_panel=HUB)
+]
+DrawFigures = Annotated[bool, typer.Option("--figures/--no-figures", help="Draw no figures for the head.")]
 Token = Annotated[
-    Optional[str], typer.Option(envvar="HF_TOKEN", show_envvar=False, help="Hub token; default: HF_TOKEN.")
+    Optional[str],
+    typer.Option(envvar="HF_TOKEN", show_envvar=False, help="Hub token; default: HF_TOKEN.", rich_help_panel=HUB),
 ]
 
 
@@ -87,6 +101,7 @@ def _annotation(single: dataclasses.Field) -> Any:
     how = dict(single.metadata)
     declaration = [how["flag"]] if "flag" in how else []
     names = {"help": "help", "metavar": "metavar", "hidden": "hidden", "least": "min", "most": "max"}
+    names["panel"] = "rich_help_panel"
     options: dict[str, Any] = {new: how[old] for old, new in names.items() if old in how}
     if "envvar" in how:
         options |= {"envvar": how["envvar"], "show_envvar": False}

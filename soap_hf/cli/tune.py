@@ -11,7 +11,7 @@ from ..heads.printing import show
 from ..runtime.errors import MissingExtraError, OutputError
 from .evaluate import Split, load_head
 from .fit import figures_of
-from .options import Command, DatasetName, Head, hide_progress_bars, options_of, values_of
+from .options import Command, DatasetName, Head, Overwrite, hide_progress_bars, options_of, values_of
 
 if TYPE_CHECKING:
     from ..evaluation.examples import Examples
@@ -32,7 +32,7 @@ class Tune(Command, TuneOptions, RuleOptions):
     num_images: Annotated[int, typer.Option(min=2, help="Size of a random sample.")] = 200
     apply: Annotated[bool, typer.Option("--apply", help="Give the head in HEAD that strength.")] = False
     output: Annotated[Optional[Path], typer.Option(help="Folder for a head with that strength.")] = None
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False
+    overwrite: Overwrite = False
     compare: Annotated[
         Optional[list[str]], typer.Option(metavar="HEAD", help="Another head to try on the images. May be repeated.")
     ] = None

@@ -13,11 +13,16 @@ MAX_IMAGE_SIDE = 8192
 """A longer side is a slip of the pen, and its synthetic images alone would fill the memory."""
 
 
+IMAGES, BACKBONE, SCORES, RUNNING, HUB = "Images", "Backbone", "Scores", "Running", "Hub"
+"""Groups in the help of a command."""
+
+
 def argument(default: Any, help: str, **metadata: Any) -> Any:
     """A field of an arguments class, with its help for a command line; `MISSING` is no default.
 
     `metadata` says how a command line treats it: `metavar`, `parser` (from text), `kind`, `flag` (its declaration, if
-    it is not the field's name), `repeated` (may be given several times), `hidden`, `envvar`, `least` and `most`.
+    it is not the field's name), `repeated` (may be given several times), `hidden`, `envvar`, `least`, `most`, and
+    `panel`, the group of its help.
     """
     return field(default=default, metadata={"help": help, **metadata})
 
@@ -86,19 +91,25 @@ class ImageArguments:
         progress (`bool`, defaults to `True`): show bars.
     """
 
-    image_column: str = argument("image", "Column that holds the images.")
-    config_name: str | None = argument(None, "Configuration of a hub data set.")
+    image_column: str = argument("image", "Column that holds the images.", panel=IMAGES)
+    config_name: str | None = argument(None, "Configuration of a hub data set.", panel=IMAGES)
     image_size: int | tuple[int, int] | None = argument(
         None, "Input size; default: the image processor's.", parser=parse_image_size, metavar="SIZE|HxW"
     )
-    batch_size: int | Literal["auto"] = argument(32, "Images in a forward pass.", kind=int, least=1)
-    max_bad_fraction: float = argument(0.01, "Share of unreadable images that are skipped.", least=0, most=1)
+    batch_size: int | Literal["auto"] = argument(32, "Images in a forward pass.", kind=int, least=1, panel=RUNNING)
+    max_bad_fraction: float = argument(
+        0.01, "Share of unreadable images that are skipped.", least=0, most=1, panel=IMAGES
+    )
     max_bad_images: float | None = argument(None, "The old name of --max-bad-fraction.", hidden=True)
-    device: Any = argument(None, "Default: the accelerator if there is one.", kind=str | None)
-    revision: str | None = argument(None, "Branch, tag or commit on the Hub.")
-    token: Any = argument(None, "Hub token; default: HF_TOKEN.", kind=str | None, envvar="HF_TOKEN")
-    trust_remote_code: bool = argument(False, "Run code that comes with the backbone.", flag="--trust-remote-code")
-    progress: bool = argument(True, "Show bars.", flag="--progress/--quiet")
+    device: Any = argument(None, "Default: the accelerator if there is one.", kind=str | None, panel=RUNNING)
+    revision: str | None = argument(None, "Branch, tag or commit on the Hub.", panel=HUB)
+    token: Any = argument(None, "Hub token; default: HF_TOKEN.", kind=str | None, envvar="HF_TOKEN", panel=HUB)
+    trust_remote_code: bool = argument(
+        False, "Run code that comes with the backbone.", flag="--trust-remote-code", panel=HUB
+    )
+    progress: bool = argument(
+        True, "Show no bars, and say nothing but results.", flag="--progress/--quiet", panel=RUNNING
+    )
 
     def __post_init__(self) -> None:
         from ..runtime.patch_layout import as_size  # here, since reading the help of a command needs no torch

@@ -5,8 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.arguments import ImageArguments, argument, parse_strengths, refuse_bad_seed
+from ..data.arguments import IMAGES, ImageArguments, argument, parse_strengths, refuse_bad_seed
 from ..runtime.errors import DataError
+
+VIEWS = "Views"
+"""The group of its rule in the help of a command."""
 
 
 @dataclass(kw_only=True)
@@ -37,7 +40,7 @@ class EvaluationArguments(ImageArguments):
         metavar="NUMBER|auto,…",
     )
     layer: int | None = argument(None, "Default: the head's last one.", least=-1)
-    seed: int = argument(0, "Of random samples of the images.")
+    seed: int = argument(0, "Of random samples of the images.", panel=IMAGES)
     output: Path | None = argument(None, "Folder for a CSV (one row per image) and summary.json.")
     overwrite: bool = argument(False, "Write into a folder that is not empty.", flag="--overwrite")
 
@@ -74,12 +77,12 @@ class ViewRule:
         0.5
     """
 
-    smallest_crop: float = argument(0.5, "Smallest crop, as a share of the largest one that fits.")
-    largest_crop: float = argument(0.9, "Largest crop.")
-    jitter: float = argument(0.3, "Largest change of brightness, contrast and colour.")
-    least_overlap: float = argument(0.3, "Share of patch centres that both views must show.")
-    least_move: float = argument(1.5, "Patches by which they must move on average.")
-    flip: bool = argument(False, "Mirror half of the second views.", flag="--flip")
+    smallest_crop: float = argument(0.5, "Smallest crop, as a share of the largest one that fits.", panel=VIEWS)
+    largest_crop: float = argument(0.9, "Largest crop.", panel=VIEWS)
+    jitter: float = argument(0.3, "Largest change of brightness, contrast and colour.", panel=VIEWS)
+    least_overlap: float = argument(0.3, "Share of patch centres that both views must show.", panel=VIEWS)
+    least_move: float = argument(1.5, "Patches by which they must move on average.", panel=VIEWS)
+    flip: bool = argument(False, "Mirror half of the second views.", flag="--flip", panel=VIEWS)
 
     def __post_init__(self) -> None:
         if not 0 < self.smallest_crop <= self.largest_crop <= 1:
