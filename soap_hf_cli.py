@@ -4,17 +4,41 @@
 `__init__` not yet run, so that its command line can be read; that runs when there is work to do.
 """
 
+import os
+import signal
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec, module_from_spec
+from types import ModuleType
 
 
 def main() -> None:
     """Entry point of `soap-hf`."""
+    package, execute = _package()
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # else it is ignored, as in the background, or somebody else's
+        signal.signal(signal.SIGINT, _leave)
+    from soap_hf.cli import main as run
+
+    def prepare() -> None:
+        execute(package)
+        signal.signal(signal.SIGINT, before)
+
+    run(prepare)
+
+
+def _leave(*_: object) -> None:
+    """Ends the process before its work: an import may swallow or bury a KeyboardInterrupt."""
+    if os.environ.get("RANK", "0") == "0":  # once for all processes of a launcher
+        os.write(2, b"Interrupted.\n")
+    os._exit(130)
+
+
+def _package() -> tuple[ModuleType, Callable[[ModuleType], object]]:
+    """The package, not yet run, and what runs it."""
     spec = find_spec("soap_hf")
     assert spec is not None
     assert spec.loader is not None
     package, execute = module_from_spec(spec), spec.loader.exec_module
     sys.modules["soap_hf"] = package
-    from soap_hf.cli import main as run
-
-    run(lambda: execute(package))
+    return package, execute

@@ -1,8 +1,9 @@
 """The command line: `soap-hf fit | score | tune | evaluate | figures | explore | info | extract | push | convert`."""
 
+import os
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +20,7 @@ from .fit import Fit, Score
 from .heads import Info, PushHead, Reweight
 from .help import DECIDE, MAKE, USE, JobGroup, QuietCommand
 from .options import Command
+from .spelling import options_of_command, spelled, spelling_of
 from .tune import Tune
 
 app = typer.Typer(
@@ -44,6 +46,9 @@ for panel, commands in COMMANDS.items():
 app.add_typer(evaluate, name="evaluate", rich_help_panel=DECIDE)
 for evaluation in (Matching, Position, Knn, Segmentation, Saliency):
     evaluate.command(evaluation.__name__.lower(), cls=QuietCommand)(evaluation)
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as shells count it."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -79,6 +84,7 @@ def main(prepare: Callable[[], object] | None = None) -> None:
 
 def _status_of(arguments: list[str], debug: bool, prepare: Callable[[], object] | None) -> int | None:
     """Runs a command line, and tells what went wrong; the exit status, if there is one."""
+    command: Any = None
     try:
         command = app(arguments, standalone_mode=False)
         if not isinstance(command, Command):  # help, the version or a completion was asked for
@@ -86,18 +92,36 @@ def _status_of(arguments: list[str], debug: bool, prepare: Callable[[], object] 
         command.announce()
         if prepare is not None and command.needs_package:
             prepare()
-        command.run()
+        with spelling_of(command):
+            command.run()
         return 0
     except KeyboardInterrupt:
-        show("Interrupted.", to_stderr=True)
-        return 130  # as shells count it
+        return _interrupted()
     except Exception as error:
         if debug:
             raise
+        if _was_interrupted(error):
+            return _interrupted()
         message, status = str(error), 1
         if isinstance(error, argument_error()):  # about the arguments
             message, status = error.format_message(), error.exit_code
-        elif not isinstance(error, SOAPError):
+        elif isinstance(error, SOAPError):
+            message = spelled(message, options_of_command(command))
+            status = vars(error).get("exit_status", 1)
+        else:
             message = f"{type(error).__name__}: {first_sentence(error)} (run again with --debug for the traceback)"
         show(f"Error: {message}", to_stderr=True)
         return status
+
+
+def _interrupted() -> int:
+    if os.environ.get("RANK", "0") == "0":  # once for all processes of a launcher
+        show("Interrupted.", to_stderr=True)
+    return INTERRUPTED
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether an error, such as one of an import, comes of a KeyboardInterrupt."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

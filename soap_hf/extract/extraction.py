@@ -19,7 +19,7 @@ from ..data.data_sets import open_dataset, public_name
 from ..files import replacing
 from ..heads.model import SOAPModelWrapper
 from ..heads.running import head_preprocessor
-from ..processes import find_device, from_main_alone, join_processes, note_signals, sum_over_processes
+from ..processes import ended_by, find_device, from_main_alone, join_processes, note_signals, sum_over_processes
 from ..runtime.errors import DataError, OutputError, SOAPError
 from ..runtime.head_files import commit_of
 from ..runtime.vision_backbone import weight_digests
@@ -177,9 +177,8 @@ class Extraction:
             with note_signals(signals, wanted=True):
                 for part, columns in self._features(kept, size, mine, here):
                     if signals:
-                        raise ExtractionInterrupted(
-                            f"Interrupted by {signals[0]}: complete shards are in {folder.path}; go on with --resume."
-                        )
+                        told = f"complete shards are in {folder.path}; go on with --resume."
+                        raise ended_by(signals, ExtractionInterrupted(f"Interrupted by {signals[0]}: {told}"))
                     if shard is not None and shard.block != part.block:
                         shard.close()
                         shard = None
