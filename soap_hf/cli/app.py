@@ -1,6 +1,5 @@
 """The command line: `soap-hf fit | score | tune | evaluate | figures | explore | info | extract | push | convert`."""
 
-import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -19,7 +18,7 @@ from .figures import Figures
 from .fit import Fit, Score
 from .heads import Info, PushHead, Reweight
 from .help import DECIDE, MAKE, USE, JobGroup, QuietCommand
-from .options import Command
+from .options import Command, is_first_process
 from .spelling import options_of_command, spelled, spelling_of
 from .tune import Tune
 
@@ -110,12 +109,13 @@ def _status_of(arguments: list[str], debug: bool, prepare: Callable[[], object] 
             status = vars(error).get("exit_status", 1)
         else:
             message = f"{type(error).__name__}: {first_sentence(error)} (run again with --debug for the traceback)"
-        show(f"Error: {message}", to_stderr=True)
+        if "exit_status" not in vars(error) or is_first_process():  # a signal is told once
+            show(f"Error: {message}", to_stderr=True)
         return status
 
 
 def _interrupted() -> int:
-    if os.environ.get("RANK", "0") == "0":  # once for all processes of a launcher
+    if is_first_process():
         show("Interrupted.", to_stderr=True)
     return INTERRUPTED
 

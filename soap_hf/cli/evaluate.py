@@ -279,7 +279,9 @@ class Position(Evaluation):
 def load_head(head: str, device: str | None, **hub_kwargs: Any) -> "SOAPModelWrapper":
     """The head and its backbone, on the device asked for."""
     from ..heads.model import SOAPModelWrapper
+    from ..heads.opening import refuse_missing_head
     from ..processes import find_device
 
+    refuse_missing_head(head)
     target = find_device(device)
     return SOAPModelWrapper.from_pretrained(head, **hub_kwargs).to(target)

@@ -74,8 +74,13 @@ class Command:
 
     def announce(self) -> None:
         """Says what is about to be done, before the imports that take seconds; of many processes, the first does."""
-        if self.plan() and getattr(self, "progress", True) and os.environ.get("RANK", "0") == "0":
+        if self.plan() and getattr(self, "progress", True) and is_first_process():
             show(f"{self.plan()} …", to_stderr=True)
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of the processes of a launcher, known before any import."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def options_of(arguments: type, *, without: tuple[str, ...] = ()) -> type:

@@ -48,9 +48,8 @@ def spelled(message: str, options: Mapping[str, str]) -> str:
     """
     for said, here in REPHRASED.items():
         message = re.sub(said, here, message)
+    message = re.sub(r"(\(--[\w-]+), \w+=(\w+|…)\)", r"\1)", message)  # said in both ways already
     for name, option in options.items():
-        # said in both ways already
-        message = re.sub(rf"({option}[^(),]*), {name}=(\w+|…)(?=[),])", r"\1", message)
         message = re.sub(rf"(?<![\w.'\"`-]){name}=True\b", option, message)
         message = re.sub(rf"(?<![\w.'\"`-]){name}=False\b", f"--no-{option.removeprefix('--')}", message)
         message = re.sub(rf"(?<![\w.'\"`-]){name}=None\b", f"{option} none", message)

@@ -18,6 +18,7 @@ from ..data.blocks import Block, BlockBatch, ImageBlocks
 from ..data.data_sets import open_dataset, public_name
 from ..files import replacing
 from ..heads.model import SOAPModelWrapper
+from ..heads.opening import refuse_missing_head
 from ..heads.running import head_preprocessor
 from ..processes import ended_by, find_device, from_main_alone, join_processes, note_signals, sum_over_processes
 from ..runtime.errors import DataError, OutputError, SOAPError
@@ -314,6 +315,7 @@ def _digest_of_head(model: SOAPModelWrapper) -> str:
 def _load(head: Any, chosen: ExtractArguments) -> SOAPModelWrapper:
     if isinstance(head, SOAPModelWrapper):
         return head
+    refuse_missing_head(head)
     target = find_device(chosen.device)
     dtype: dict[str, Any] = {"dtype": chosen.dtype} if chosen.dtype else {}
     return SOAPModelWrapper.from_pretrained(head, **dtype, **chosen.hub_kwargs).to(target)

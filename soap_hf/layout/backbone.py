@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from ..files import missing_path
 from ..runtime.errors import BackboneError
 from ..runtime.head_files import commit_of
 from ..runtime.vision_backbone import bare_backbone, load_backbone, native_image_size
@@ -75,6 +76,8 @@ class OpenedBackbone:
             opened = cls(made, tokens=tokens, size=size, reference=reference)
             opened.is_as_referred = True
             return opened
+        if problem := missing_path(name, word_is_path=True):
+            raise BackboneError(problem)
         name = os.path.abspath(name) if os.path.isdir(name) else name  # the working directory may change
         commit = None if os.path.isdir(name) else commit_of(name, revision, token=token)
         pin = {"revision": commit} if commit else {}
