@@ -63,6 +63,27 @@ def parse_strengths(text: str) -> tuple[float | str, ...]:
     return tuple(parse_mu(part.strip()) for part in text.split(","))
 
 
+SHORT_DTYPES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def parse_dtype(text: str) -> str:
+    """The name that torch has for a floating dtype: `fp16`, `bf16` and `fp32` are short for those.
+
+    Raises:
+        DataError: it is none.
+
+    Example:
+        >>> parse_dtype("bf16"), parse_dtype("torch.float16"), parse_dtype("auto")
+        ('bfloat16', 'float16', 'auto')
+    """
+    name = text.lower().removeprefix("torch.")
+    name = SHORT_DTYPES.get(name, name)
+    if name not in (*DTYPES, "auto"):
+        raise DataError(f"{text!r} is no dtype of a backbone; give float32, bfloat16 or float16 (fp32, bf16, fp16).")
+    return name
+
+
 def refuse_negative_mu(mu: Any) -> None:
     """Refuses a strength below 0, with a `DataError`."""
     if not isinstance(mu, str) and mu < 0:

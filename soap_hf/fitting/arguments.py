@@ -17,6 +17,7 @@ from ..data.arguments import (
     argument,
     parse_batch_size,
     parse_bytes,
+    parse_dtype,
     parse_mu,
     refuse_bad_seed,
 )
@@ -141,7 +142,7 @@ class FitArguments(ImageArguments):
     )
     seed: int = argument(0, "Of the sample and of the synthetic images.", panel=IMAGES)
     dtype: "str | torch.dtype | None" = argument(
-        None, "Dtype of the backbone, e.g. bfloat16.", kind=str | None, panel=BACKBONE
+        None, "Dtype of the backbone: fp32, bf16 or fp16.", parser=parse_dtype, metavar="DTYPE", panel=BACKBONE
     )
     num_workers: int | None = argument(None, "Processes that decode images.", least=0, panel=RUNNING)
     token_cache: int | str = argument(
@@ -191,6 +192,7 @@ class FitArguments(ImageArguments):
         from ..statistics.semantic_invariance import suppression_weights
 
         super().__post_init__()
+        self.dtype = parse_dtype(self.dtype) if isinstance(self.dtype, str) else self.dtype
         suppression_weights(torch.ones(1), **self.strength)  # refuses bad ones
         if not isinstance(self.check, int) or self.check < 0:
             raise DataError(f"check is a number of images from 0 upwards, not {self.check!r}.")

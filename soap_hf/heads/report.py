@@ -12,6 +12,9 @@ from .provenance import METHODS, SOAP
 if TYPE_CHECKING:
     from .config import SOAPConfig
 
+IMAGES_TO_SETTLE = 512
+"""The least number of images after which a fit can have settled: four of its checks."""
+
 FEW_LAYERS = 3
 """Up to this many layers get a table each, more share one."""
 
@@ -134,7 +137,15 @@ def summary(config: "SOAPConfig") -> list[str]:
             f"{height} x {width} pixels, seed {fit['seed']}, soap-hf {fit['versions']['soap_hf']}."
         )
         if tolerance := fit.get("tolerance"):
-            after = fit["converged_after"]
-            settled = f"converged after {after} images" if after else "not yet converged"
-            lines.append(f"What is removed: {settled} (moving by less than {tolerance:g} in three checks running).")
+            lines.append(f"What is removed {_settled(fit, tolerance)}.")
     return lines
+
+
+def _settled(fit: dict[str, Any], tolerance: float) -> str:
+    """Whether what is removed still moved as images were added, in words that go on from it."""
+    if after := fit["converged_after"]:
+        return f"had settled after {after} images: in three checks running it moved by less than {tolerance:g}"
+    if fit["num_images"] < IMAGES_TO_SETTLE:
+        few = f"{fit['num_images']} are too few images to judge that, which takes {IMAGES_TO_SETTLE}"
+        return f"may move with more images: {few}"
+    return f"had not settled: at one of its last three checks it moved by {tolerance:g} or more; fit on more images"
