@@ -26,6 +26,11 @@ logger = logging.get_logger(__name__)
 
 
 SAMPLE_SIZE = "the number of images in the sample"
+DIGESTS = {
+    "the digest of the backbone's weights": "the backbone has other weights",
+    "the digest of the first image": "the first image is another one",
+}
+"""What is known by its digest, and what is said where that differs."""
 
 
 def fit_identity(
@@ -131,10 +136,10 @@ def differences(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
     names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
     if "num images" in names:  # one word for what was asked for and what came of it
         names = [name for name in names if name != SAMPLE_SIZE]
-    told = {name: name if name.startswith("the ") else name.replace(" ", "_") for name in names}
-    return [
-        f"{told[name]}: {there.get(name, 'not known')} there, {here.get(name, 'not known')} here" for name in names
-    ]
+    told = {name: name if name.startswith("the ") else name.replace(" ", "_") for name in names if name not in DIGESTS}
+    values = {name: (there.get(name, "not known"), here.get(name, "not known")) for name in told}
+    differ = [f"{told[name]}: {one} there, {other} here" for name, (one, other) in values.items()]
+    return differ + [said for name, said in DIGESTS.items() if name in names]
 
 
 def remove_checkpoint(path: Path) -> None:
