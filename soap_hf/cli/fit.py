@@ -10,7 +10,7 @@ from ..data.arguments import HUB
 from ..fitting.arguments import FitArguments
 from ..heads.printing import show
 from ..heads.report import print_report
-from ..runtime.errors import first_sentence
+from ..runtime.errors import MissingExtraError, first_sentence
 from .options import (
     Backbone,
     BackboneId,
@@ -69,6 +69,7 @@ class Fit(Command, FitOptions):
             refuse_other_model(self.output)
             if push is not None:
                 check_push(push, self.backbone)
+            self.figures = self.figures and can_draw()
         checkpoint = self.checkpoint or self.output.with_name(f"{self.output.name}.checkpoint")
         model = _fit(self, is_main, checkpoint=checkpoint)
         if not is_main:
@@ -113,6 +114,16 @@ def _fit(command: Any, is_main: bool, **others: Any) -> Any:
     if not others["progress"]:
         hide_progress_bars()
     return fit_soap(command.backbone, command.dataset, **{**values_of(command, FitArguments), **others})
+
+
+def can_draw() -> bool:
+    """Whether figures can be drawn; says before the work if the extra for them is missing."""
+    try:
+        from .. import figures  # noqa: F401  # matplotlib comes with an extra
+    except MissingExtraError as error:
+        show(f"No figures: {error}", to_stderr=True)
+        return False
+    return True
 
 
 def figures_of(model: Any) -> dict[str, bytes]:

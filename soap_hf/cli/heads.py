@@ -82,7 +82,7 @@ class Reweight(Command):
         from ..files import check_output_folder
         from ..heads.saving import refuse_other_model
         from .evaluate import load_head
-        from .fit import figures_of
+        from .fit import can_draw, figures_of
 
         method = self.method or SOAP
         if method not in METHODS:
@@ -93,6 +93,7 @@ class Reweight(Command):
             raise DataError(f"{method} removes as many directions as --rank says; leave out --mu.")
         check_output_folder(self.output, self.overwrite)
         refuse_other_model(self.output)
+        draws = self.figures and can_draw()
         if not self.progress:
             hide_progress_bars()
         hub = {"revision": self.revision, "token": self.token, "trust_remote_code": self.trust_remote_code or None}
@@ -101,7 +102,7 @@ class Reweight(Command):
             model.reweight(self.mu, model.config.tau, model.config.threshold)
         else:
             as_baseline(model, method, rank=self.rank)
-        model.save_pretrained(self.output, figures=figures_of(model) if self.figures else None)
+        model.save_pretrained(self.output, figures=figures_of(model) if draws else None)
         if self.progress:
             show(summary(model.config)[0])
             show(f"Head written to {self.output}; `soap-hf evaluate matching {self.output} DATASET` says if it helps.")
