@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -11,6 +12,39 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .runtime.errors import OutputError
+
+
+def missing_path(name: str | os.PathLike, *, word_is_path: bool = False) -> str | None:
+    """A sentence about a name that can only be a path, and is not there; `None` if it is, or may be a hub id.
+
+    Such a name begins with `/`, `.` or `~`, ends in `/`, has two or more of them, or begins with a folder that is
+    here; and if `word_is_path`, it is a single word, which only few data sets on the Hub have for their name.
+
+    Example:
+        >>> missing_path("./photos/trian")
+        "There is no file or folder './photos/trian'; check the path."
+        >>> missing_path("facebook/dinov2-small") is None
+        True
+    """
+    text = os.fspath(name)
+    if not text or os.path.exists(text):
+        return None
+    parent = os.path.dirname(text.rstrip("/\\"))
+    is_path = text.startswith(("/", ".", "~")) or text.endswith(("/", "\\")) or text.count("/") > 1
+    if is_path or os.path.isdir(parent) or (word_is_path and "/" not in text):
+        return f"There is no file or folder {text!r}; {near_path(text) or 'check the path.'}"
+    return None
+
+
+def near_path(name: str) -> str:
+    """A question whether a path nearly of this name is meant; empty if there is none."""
+    parent, last = os.path.split(name.rstrip("/\\"))
+    try:
+        there = os.listdir(parent or ".")
+    except (OSError, ValueError):  # there is no such folder either
+        return ""
+    near = get_close_matches(last, [one for one in there if not one.startswith(".")], n=1, cutoff=0.75)
+    return f"did you mean {os.path.join(parent, near[0])!r}?" if near else ""
 
 
 def write_tensors(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:

@@ -105,7 +105,8 @@ class SalientObjectSegmentationPipeline(Pipeline):
     def _forward(self, model_inputs: dict[str, Any], apply_soap: bool = True) -> dict[str, Any]:
         from .evaluation.salient_object import raw_grid
 
-        projection = self._comparison.methods["soap" if apply_soap else "raw"]
+        raw, clean = self._comparison.methods.values()
+        projection = clean if apply_soap else raw
         return {"image": model_inputs["image"], "tokens": projection(raw_grid(self._comparison, model_inputs["rgb"]))}
 
     def postprocess(self, model_outputs: dict[str, Any], refine: bool = True) -> dict[str, Any]:

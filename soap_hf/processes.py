@@ -143,3 +143,9 @@ def note_signals(names: list[str], wanted: bool) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def ended_by(names: Sequence[str], error: SOAPError) -> SOAPError:
+    """The error, with the `exit_status` of a process that the last of these signals ended; none: another process's."""
+    vars(error)["exit_status"] = 128 + signal.Signals[names[-1] if names else "SIGINT"]
+    return error

@@ -15,8 +15,10 @@ from .explore import Explore
 from .extract import Extract
 from .figures import Figures
 from .fit import Fit, Score
-from .heads import Info, PushHead
-from .options import Command
+from .heads import Info, PushHead, Reweight
+from .help import DECIDE, MAKE, USE, JobGroup, QuietCommand
+from .options import Command, is_first_process
+from .spelling import options_of_command, spelled
 from .tune import Tune
 
 
@@ -24,31 +26,44 @@ def _start(command: Any, **_: Any) -> Any:
     """Starts what was asked for; help, the version and completions have been given already."""
     try:
         return command.start() if isinstance(command, Command) else command
-    except KeyboardInterrupt:
-        show("Interrupted.", to_stderr=True)
-        raise typer.Exit(130) from None  # as shells count it
+    except SOAPError as error:
+        vars(error)["message"] = spelled(str(error), options_of_command(command))
+        raise
+    except BaseException as error:
+        if not _was_interrupted(error):
+            raise
+        if is_first_process():
+            show("Interrupted.", to_stderr=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 app = typer.Typer(
+    cls=JobGroup,
     result_callback=_start,
     pretty_exceptions_enable=False,
     help="Clean patch tokens from any frozen vision backbone (SOAP, arXiv 2604.00172).",
     epilog="Add --debug to any command for the full traceback of an error.",
 )
-evaluate = typer.Typer(help="Measure what a head does: raw, clean and baselines side by side.", no_args_is_help=True)
+evaluate = typer.Typer(
+    cls=JobGroup, help="Measure what a head does: raw, clean and baselines side by side.", no_args_is_help=True
+)
 
-app.command("fit")(Fit)
-app.command("score")(Score)
-app.command("tune")(Tune)
-app.command("extract")(Extract)
-app.command("figures")(Figures)
-app.command("info")(Info)
-app.command("explore")(Explore)
-app.command("push")(PushHead)
-app.command("convert")(Convert)
-app.add_typer(evaluate, name="evaluate")
+COMMANDS: dict[str, dict[str, type[Command]]] = {
+    MAKE: {"fit": Fit, "score": Score, "convert": Convert},
+    DECIDE: {"tune": Tune, "reweight": Reweight},
+    USE: {"info": Info, "figures": Figures, "explore": Explore, "extract": Extract, "push": PushHead},
+}
+"""The commands by name, in groups."""
+
+for panel, commands in COMMANDS.items():
+    for name, command in commands.items():
+        app.command(name, cls=QuietCommand, rich_help_panel=panel)(command)
+app.add_typer(evaluate, name="evaluate", rich_help_panel=DECIDE)
 for evaluation in (Matching, Position, Knn, Segmentation, Saliency):
-    evaluate.command(evaluation.__name__.lower())(evaluation)
+    evaluate.command(evaluation.__name__.lower(), cls=QuietCommand)(evaluation)
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as shells count it."""
 
 
 def _print_version(wanted: bool) -> None:
@@ -89,8 +104,18 @@ def _status_of(arguments: list[str], debug: bool) -> int | None:
         message, status = str(error), 1
         if isinstance(error, argument_error()):  # about the arguments
             message, status = error.format_message(), error.exit_code
-        elif not isinstance(error, SOAPError):
+        elif isinstance(error, SOAPError):
+            message, status = vars(error).get("message", message), vars(error).get("exit_status", 1)
+        else:
             message = f"{type(error).__name__}: {first_sentence(error)} (run again with --debug for the traceback)"
-        if message:  # none comes with the help that stands for a missing command
+        told_once = "exit_status" in vars(error) and not is_first_process()  # a signal is told once
+        if message and not told_once:  # none comes with the help that stands for a missing command
             show(f"Error: {message}", to_stderr=True)
         return status
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether an error, such as one of an import, comes of a KeyboardInterrupt."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from ..heads.printing import show
-from .options import Command
+from .options import Command, Overwrite
 
 
 class Method(str, Enum):
@@ -36,7 +36,7 @@ class Convert(Command):
     num_heads: Annotated[
         Optional[int], typer.Option(min=1, help="Heads of attention; default: one for each 64 of the width.")
     ] = None
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False
+    overwrite: Overwrite = False
 
     def plan(self) -> str:
         """What is converted."""

@@ -98,10 +98,9 @@ class Evaluation(Command, options_of(EvaluationArguments)):  # type: ignore[misc
 
         chosen = self.arguments
         model = load_head(self.head, chosen.device, **chosen.hub_kwargs)
-        if chosen.mu is not None:
-            model.reweight(chosen.mu, model.config.tau, model.config.threshold)
-        rank, layer, image_size = chosen.rank, chosen.layer, chosen.image_size
-        return Comparison.of(model, chosen.method, rank=rank, layer=layer, image_size=image_size, share=True)
+        names = ("mu", "rank", "layer", "image_size")
+        options: dict[str, Any] = {name: getattr(chosen, name) for name in names}
+        return Comparison.of(model, chosen.method or None, **options, share=True)
 
     @property
     def noted(self) -> dict[str, Any]:
@@ -131,7 +130,8 @@ class Saliency(Evaluation):
     ] = False
     same_size: SameSize = False
     bilateral: Annotated[
-        bool, typer.Option("--bilateral/--no-bilateral", help="Measure after refinement by the bilateral solver, too.")
+        bool,
+        typer.Option("--bilateral/--no-bilateral", help="Measure without refinement by the bilateral solver alone."),
     ] = True
 
     def measure(self) -> "Results":
@@ -279,7 +279,9 @@ class Position(Evaluation):
 def load_head(head: str, device: str | None, **hub_kwargs: Any) -> "SOAPModelWrapper":
     """The head and its backbone, on the device asked for."""
     from ..heads.model import SOAPModelWrapper
+    from ..heads.opening import refuse_missing_head
     from ..processes import find_device
 
+    refuse_missing_head(head)
     target = find_device(device)
     return SOAPModelWrapper.from_pretrained(head, **hub_kwargs).to(target)

@@ -8,7 +8,7 @@ import typer
 
 from ..heads.printing import show
 from .evaluate import load_head
-from .options import Command, Device, Head, OwnSize, Revision, Token, hide_progress_bars
+from .options import Command, Device, Head, OwnSize, Progress, Revision, Token, TrustRemoteCode, hide_progress_bars
 
 
 @dataclass(kw_only=True)
@@ -28,10 +28,8 @@ class Explore(Command):
     device: Device = None
     revision: Revision = None
     token: Token = None
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the backbone.")
-    ] = False
-    progress: Annotated[bool, typer.Option("--progress/--quiet", help="Show bars and the address.")] = True
+    trust_remote_code: TrustRemoteCode = False
+    progress: Progress = True
 
     def plan(self) -> str:
         """What is explored."""

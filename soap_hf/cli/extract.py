@@ -6,6 +6,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from ..data.arguments import HUB
 from ..extract.arguments import ExtractArguments
 from ..heads.printing import show
 from ..runtime.errors import OutputError
@@ -22,7 +23,10 @@ class Extract(Command, ExtractOptions):
     dataset: DatasetName
     output: Annotated[Path, typer.Option(help="A folder, or a file: features.parquet, features.safetensors.")]
     push_to_hub: Annotated[
-        Optional[str], typer.Option(metavar="REPO", help="Then push the folder as a data set, e.g. to me/features.")
+        Optional[str],
+        typer.Option(
+            metavar="REPO", help="Then push the folder as a data set, e.g. to me/features.", rich_help_panel=HUB
+        ),
     ] = None
     private: Private = None
 

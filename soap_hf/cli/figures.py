@@ -12,7 +12,18 @@ import typer
 from ..heads.printing import show
 from ..runtime.errors import DataError, HeadError, MissingExtraError, OutputError
 from .evaluate import load_head
-from .options import Command, Device, Head, OwnSize, Revision, Token, hide_progress_bars
+from .options import (
+    Command,
+    Device,
+    Head,
+    Overwrite,
+    OwnSize,
+    Progress,
+    Revision,
+    Token,
+    TrustRemoteCode,
+    hide_progress_bars,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,11 +72,9 @@ class Figures(Command):
     device: Device = None
     revision: Revision = None
     token: Token = None
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run code that comes with the backbone.")
-    ] = False
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False
-    progress: Annotated[bool, typer.Option("--progress/--quiet", help="Show bars and names of files.")] = True
+    trust_remote_code: TrustRemoteCode = False
+    overwrite: Overwrite = False
+    progress: Progress = True
 
     def __post_init__(self) -> None:
         if (self.output is None) != self.into_card:

@@ -6,16 +6,19 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from ..data.arguments import HUB
 from ..fitting.arguments import FitArguments
 from ..heads.printing import show
 from ..heads.report import print_report
-from ..runtime.errors import first_sentence
+from ..runtime.errors import MissingExtraError, first_sentence
 from .options import (
     Backbone,
     BackboneId,
     Command,
     DatasetName,
+    DrawFigures,
     IncludeBackbone,
+    Overwrite,
     Private,
     Recipe,
     hide_progress_bars,
@@ -33,14 +36,15 @@ class Fit(Command, FitOptions):
     backbone: Backbone
     dataset: DatasetName
     output: Annotated[Path, typer.Option(help="Folder for the head.")]
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False
+    overwrite: Overwrite = False
     include_backbone: IncludeBackbone = False
     push_to_hub: Annotated[
-        Optional[str], typer.Option(metavar="REPO", help="Then push it, e.g. to me/soap-vit-mae-base.")
+        Optional[str],
+        typer.Option(metavar="REPO", help="Then push it, e.g. to me/soap-vit-mae-base.", rich_help_panel=HUB),
     ] = None
     backbone_id: BackboneId = None
     private: Private = None
-    figures: Annotated[bool, typer.Option(help="Draw figures for the head, which needs matplotlib.")] = True
+    figures: DrawFigures = True
     recipe: Recipe = None
 
     def plan(self) -> str:
@@ -65,6 +69,7 @@ class Fit(Command, FitOptions):
             refuse_other_model(self.output)
             if push is not None:
                 check_push(push, self.backbone)
+            self.figures = self.figures and can_draw()
         checkpoint = self.checkpoint or self.output.with_name(f"{self.output.name}.checkpoint")
         model = _fit(self, is_main, checkpoint=checkpoint)
         if not is_main:
@@ -109,6 +114,16 @@ def _fit(command: Any, is_main: bool, **others: Any) -> Any:
     if not others["progress"]:
         hide_progress_bars()
     return fit_soap(command.backbone, command.dataset, **{**values_of(command, FitArguments), **others})
+
+
+def can_draw() -> bool:
+    """Whether figures can be drawn; says before the work if the extra for them is missing."""
+    try:
+        from .. import figures  # noqa: F401  # matplotlib comes with an extra
+    except MissingExtraError as error:
+        show(f"No figures: {error}", to_stderr=True)
+        return False
+    return True
 
 
 def figures_of(model: Any) -> dict[str, bytes]:

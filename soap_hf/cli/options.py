@@ -8,9 +8,10 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from ..data.arguments import parse_image_size
+from ..data.arguments import HUB, RUNNING, parse_image_size
 from ..heads.printing import show
 from ..runtime.errors import SOAPError, first_sentence
+from .spelling import spelling_of
 
 Backbone = Annotated[
     str,
@@ -20,10 +21,16 @@ Backbone = Annotated[
 ]
 DatasetName = Annotated[str, typer.Argument(metavar="DATASET", help="Hub id, folder of images, or parquet file.")]
 Head = Annotated[str, typer.Argument(metavar="HEAD", help="Folder or hub id of a head.")]
-IncludeBackbone = Annotated[bool, typer.Option("--include-backbone", help="Put the backbone beside the head.")]
-BackboneId = Annotated[Optional[str], typer.Option(help="Hub id of the same backbone, if yours is in a folder.")]
-Private = Annotated[Optional[bool], typer.Option("--private", help="Make a new repository private.")]
-Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit on the Hub.")]
+IncludeBackbone = Annotated[
+    bool, typer.Option("--include-backbone", help="Put the backbone beside the head.", rich_help_panel=HUB)
+]
+BackboneId = Annotated[
+    Optional[str], typer.Option(help="Hub id of the same backbone, if yours is in a folder.", rich_help_panel=HUB)
+]
+Private = Annotated[
+    Optional[bool], typer.Option("--private", help="Make a new repository private.", rich_help_panel=HUB)
+]
+Revision = Annotated[Optional[str], typer.Option(help="Branch, tag or commit on the Hub.", rich_help_panel=HUB)]
 OwnSize = Annotated[
     Any,
     typer.Option(
@@ -32,9 +39,21 @@ OwnSize = Annotated[
         help="Resize images to this, for a backbone that takes no other; default: their own shape.",
     ),
 ]
-Device = Annotated[Optional[str], typer.Option(help="Default: the accelerator if there is one.")]
+Device = Annotated[
+    Optional[str], typer.Option(help="Default: the accelerator if there is one.", rich_help_panel=RUNNING)
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")]
+Progress = Annotated[
+    bool,
+    typer.Option("--progress/--quiet", help="Show no bars, and say nothing but results.", rich_help_panel=RUNNING),
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the backbone.", rich_help_panel=HUB)
+]
+DrawFigures = Annotated[bool, typer.Option("--figures/--no-figures", help="Draw no figures for the head.")]
 Token = Annotated[
-    Optional[str], typer.Option(envvar="HF_TOKEN", show_envvar=False, help="Hub token; default: HF_TOKEN.")
+    Optional[str],
+    typer.Option(envvar="HF_TOKEN", show_envvar=False, help="Hub token; default: HF_TOKEN.", rich_help_panel=HUB),
 ]
 
 
@@ -58,15 +77,21 @@ class Command:
     def start(self) -> None:
         """Says what is about to be done, completes the package if `soap_hf_cli` put that off, and does it."""
         self.announce()
-        package = sys.modules["soap_hf"]
-        if self.needs_package and not hasattr(package, "__all__"):
-            package.__spec__.loader.exec_module(package)  # type: ignore[union-attr]
-        self.run()
+        complete = vars(sys.modules["soap_hf"]).pop("_complete", None)
+        if complete is not None and self.needs_package:
+            complete()
+        with spelling_of(self):
+            self.run()
 
     def announce(self) -> None:
         """Says what is about to be done, before the imports that take seconds; of many processes, the first does."""
-        if self.plan() and getattr(self, "progress", True) and os.environ.get("RANK", "0") == "0":
+        if self.plan() and getattr(self, "progress", True) and is_first_process():
             show(f"{self.plan()} …", to_stderr=True)
+
+
+def is_first_process() -> bool:
+    """Whether this is the first of the processes of a launcher, known before any import."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def options_of(arguments: type, *, without: tuple[str, ...] = ()) -> type:
@@ -92,12 +117,13 @@ def _annotation(single: dataclasses.Field) -> Any:
     how = dict(single.metadata)
     declaration = [how["flag"]] if "flag" in how else []
     names = {"help": "help", "metavar": "metavar", "hidden": "hidden", "least": "min", "most": "max"}
+    names["panel"] = "rich_help_panel"
     options: dict[str, Any] = {new: how[old] for old, new in names.items() if old in how}
     if "envvar" in how:
         options |= {"envvar": how["envvar"], "show_envvar": False}
-    if "parser" in how:
-        return Annotated[Any, typer.Option(*declaration, parser=_refusing(how["parser"]), **options)]
     kind = how.get("kind", single.type)
+    if "parser" in how:
+        kind, options["parser"] = Any, told(how["parser"])
     if "repeated" in how:
         one: Any = how["repeated"]
         kind, options["help"] = list[one] | None, f"{how['help']} May be repeated."
@@ -111,7 +137,7 @@ def _default(single: dataclasses.Field) -> Any:
     return str(single.default) if "parser" in single.metadata else single.default
 
 
-def _refusing(parser: Any) -> Any:
+def told(parser: Any) -> Any:
     """A parser whose refusals are told as errors about an option."""
 
     def parse(text: str) -> Any:

@@ -8,10 +8,10 @@ import typer
 
 from ..evaluation.arguments import EvaluationArguments, ViewRule
 from ..heads.printing import show
-from ..runtime.errors import MissingExtraError, OutputError
+from ..runtime.errors import OutputError
 from .evaluate import Split, load_head
-from .fit import figures_of
-from .options import Command, DatasetName, Head, hide_progress_bars, options_of, values_of
+from .fit import can_draw, figures_of
+from .options import Command, DatasetName, Head, Overwrite, hide_progress_bars, options_of, values_of
 
 if TYPE_CHECKING:
     from ..evaluation.examples import Examples
@@ -32,7 +32,7 @@ class Tune(Command, TuneOptions, RuleOptions):
     num_images: Annotated[int, typer.Option(min=2, help="Size of a random sample.")] = 200
     apply: Annotated[bool, typer.Option("--apply", help="Give the head in HEAD that strength.")] = False
     output: Annotated[Optional[Path], typer.Option(help="Folder for a head with that strength.")] = None
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False
+    overwrite: Overwrite = False
     compare: Annotated[
         Optional[list[str]], typer.Option(metavar="HEAD", help="Another head to try on the images. May be repeated.")
     ] = None
@@ -53,6 +53,7 @@ class Tune(Command, TuneOptions, RuleOptions):
         rule = ViewRule(**values_of(self, ViewRule))
         is_main = join_processes(self.device).is_main_process
         target = from_main_alone(self._target)
+        draws = is_main and self._draws(target)
         if not self.progress or not is_main:
             hide_progress_bars()
         images = open_dataset(self.dataset, split=self.split, config_name=self.config_name, token=self.token)
@@ -73,12 +74,12 @@ class Tune(Command, TuneOptions, RuleOptions):
             tuned.config.checks = self._checks(tuned, choices[self.head], seen, chosen)
         if not is_main:
             return
-        picture = _drawn(choices)
+        picture = _drawn(choices) if draws else None
         if self.figure is not None and picture is not None:
             self.figure.write_bytes(picture)
             show(f"Figure written to {self.figure}")
         if target is not None:
-            _write(tuned, target, picture)
+            _write(tuned, target, figures_of(tuned) | {"matching_curve.png": picture} if picture else {})
         elif choices[self.head].mu != tuned.config.mu:
             show("Nothing was changed; pass --apply or --output to give the head that strength.")
 
@@ -94,6 +95,14 @@ class Tune(Command, TuneOptions, RuleOptions):
         options: dict[str, Any] = {name: getattr(chosen, name) for name in ("batch_size", "seed", "progress")}
         preprocess = head_preprocessor(model, chosen.image_size)
         return check_head(model, images, preprocess, unseen=False, share=True, **options)
+
+    def _draws(self, target: Path | None) -> bool:
+        """Whether a picture is drawn; without matplotlib one that was asked for is refused, before the work."""
+        if self.figure is not None:
+            from .. import figures  # noqa: F401
+
+            return True
+        return target is not None and can_draw()
 
     def _target(self) -> Path | None:
         """The folder to write to, checked before the work."""
@@ -114,20 +123,16 @@ class Tune(Command, TuneOptions, RuleOptions):
         return self.output
 
 
-def _write(model: "SOAPModelWrapper", folder: Path, picture: bytes | None) -> None:
+def _write(model: "SOAPModelWrapper", folder: Path, figures: dict[str, bytes]) -> None:
     """Saves the head with its new strength, and its figures."""
-    figures = figures_of(model) | ({"matching_curve.png": picture} if picture else {})
     model.save_pretrained(folder, figures=figures)
     show(f"Head with mu={model.config.mu} written to {folder}")
 
 
-def _drawn(choices: "dict[str, StrengthChoice]") -> bytes | None:
-    """The curves as a picture, if matplotlib is there."""
-    try:
-        from ..figures import matching_curve, to_png  # matplotlib comes with an extra
-    except MissingExtraError as error:
-        show(f"No picture of the curve: {error}", to_stderr=True)
-        return None
+def _drawn(choices: "dict[str, StrengthChoice]") -> bytes:
+    """The curves as a picture."""
+    from ..figures import matching_curve, to_png  # matplotlib comes with an extra
+
     short = {name: Path(name).name for name in choices}
     unique = len(set(short.values())) == len(short)
     return to_png(matching_curve({short[name] if unique else name: choice for name, choice in choices.items()}))

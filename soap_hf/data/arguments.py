@@ -13,11 +13,16 @@ MAX_IMAGE_SIDE = 8192
 """A longer side is a slip of the pen, and its synthetic images alone would fill the memory."""
 
 
+IMAGES, BACKBONE, SCORES, RUNNING, HUB = "Images", "Backbone", "Scores", "Running", "Hub"
+"""Groups in the help of a command."""
+
+
 def argument(default: Any, help: str, **metadata: Any) -> Any:
     """A field of an arguments class, with its help for a command line; `MISSING` is no default.
 
     `metadata` says how a command line treats it: `metavar`, `parser` (from text), `kind`, `flag` (its declaration, if
-    it is not the field's name), `repeated` (may be given several times), `hidden`, `envvar`, `least` and `most`.
+    it is not the field's name), `repeated` (may be given several times), `hidden`, `envvar`, `least`, `most`, and
+    `panel`, the group of its help.
     """
     return field(default=default, metadata={"help": help, **metadata})
 
@@ -36,13 +41,53 @@ def parse_image_size(text: str) -> tuple[int, int]:
 
 
 def parse_mu(text: str) -> float | str:
-    """A number of components, or `auto`."""
+    """A number of components, 0 or more, or `auto`."""
     if text == "auto":
         return text
+    number = math.nan
     with suppress(ValueError):
-        if math.isfinite(number := float(text)):
-            return number
-    raise DataError(f'{text!r} is neither a number nor "auto".')
+        number = float(text)
+    if not math.isfinite(number):
+        raise DataError(f'{text!r} is neither a number nor "auto".')
+    refuse_negative_mu(number)
+    return int(number) if number.is_integer() else number
+
+
+def parse_strengths(text: str) -> tuple[float | str, ...]:
+    """Numbers of components, or `auto`, with commas between them.
+
+    Example:
+        >>> parse_strengths("auto,1,2.5")
+        ('auto', 1, 2.5)
+    """
+    return tuple(parse_mu(part.strip()) for part in text.split(","))
+
+
+SHORT_DTYPES = {"fp16": "float16", "half": "float16", "bf16": "bfloat16", "fp32": "float32", "fp64": "float64"}
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def parse_dtype(text: str) -> str:
+    """The name that torch has for a floating dtype: `fp16`, `bf16` and `fp32` are short for those.
+
+    Raises:
+        DataError: it is none.
+
+    Example:
+        >>> parse_dtype("bf16"), parse_dtype("torch.float16"), parse_dtype("auto")
+        ('bfloat16', 'float16', 'auto')
+    """
+    name = text.lower().removeprefix("torch.")
+    name = SHORT_DTYPES.get(name, name)
+    if name not in (*DTYPES, "auto"):
+        raise DataError(f"{text!r} is no dtype of a backbone; give float32, bfloat16 or float16 (fp32, bf16, fp16).")
+    return name
+
+
+def refuse_negative_mu(mu: Any) -> None:
+    """Refuses a strength below 0, with a `DataError`."""
+    if not isinstance(mu, str) and mu < 0:
+        raise DataError(f"mu={mu:g} is below 0, but it is a number of components; 0 removes nothing.")
 
 
 def parse_batch_size(text: str) -> int | str:
@@ -67,19 +112,25 @@ class ImageArguments:
         progress (`bool`, defaults to `True`): show bars.
     """
 
-    image_column: str = argument("image", "Column that holds the images.")
-    config_name: str | None = argument(None, "Configuration of a hub data set.")
+    image_column: str = argument("image", "Column that holds the images.", panel=IMAGES)
+    config_name: str | None = argument(None, "Configuration of a hub data set.", panel=IMAGES)
     image_size: int | tuple[int, int] | None = argument(
         None, "Input size; default: the image processor's.", parser=parse_image_size, metavar="SIZE|HxW"
     )
-    batch_size: int | Literal["auto"] = argument(32, "Images in a forward pass.", kind=int, least=1)
-    max_bad_fraction: float = argument(0.01, "Share of unreadable images that are skipped.", least=0, most=1)
+    batch_size: int | Literal["auto"] = argument(32, "Images in a forward pass.", kind=int, least=1, panel=RUNNING)
+    max_bad_fraction: float = argument(
+        0.01, "Share of unreadable images that are skipped.", least=0, most=1, panel=IMAGES
+    )
     max_bad_images: float | None = argument(None, "The old name of --max-bad-fraction.", hidden=True)
-    device: Any = argument(None, "Default: the accelerator if there is one.", kind=str | None)
-    revision: str | None = argument(None, "Branch, tag or commit on the Hub.")
-    token: Any = argument(None, "Hub token; default: HF_TOKEN.", kind=str | None, envvar="HF_TOKEN")
-    trust_remote_code: bool = argument(False, "Run code that comes with the backbone.", flag="--trust-remote-code")
-    progress: bool = argument(True, "Show bars.", flag="--progress/--quiet")
+    device: Any = argument(None, "Default: the accelerator if there is one.", kind=str | None, panel=RUNNING)
+    revision: str | None = argument(None, "Branch, tag or commit on the Hub.", panel=HUB)
+    token: Any = argument(None, "Hub token; default: HF_TOKEN.", kind=str | None, envvar="HF_TOKEN", panel=HUB)
+    trust_remote_code: bool = argument(
+        False, "Run code that comes with the backbone.", flag="--trust-remote-code", panel=HUB
+    )
+    progress: bool = argument(
+        True, "Show no bars, and say nothing but results.", flag="--progress/--quiet", panel=RUNNING
+    )
 
     def __post_init__(self) -> None:
         from ..runtime.patch_layout import as_size  # here, since reading the help of a command needs no torch

@@ -24,10 +24,10 @@ from huggingface_hub import DatasetCard
 from PIL import Image
 from pyarrow import parquet
 
-from ..files import is_utf8
+from ..files import is_utf8, missing_path, near_path
 from ..runtime.errors import DataError, first_sentence
 from .folder_names import split_name
-from .folders import FolderFiles, files_by_split, open_image_folder, say_what_is_passed_over
+from .folders import FolderFiles, files_by_split, open_image_folder, say_what_is_passed_over, what_is_passed_over
 from .named_files import named_files, plain_folder, plain_path
 
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
@@ -60,6 +60,8 @@ def open_dataset(
     path = Path(dataset)
     if not is_utf8(path):  # neither datasets nor a head's card could say its name
         raise DataError(f"The name of data set {str(path)!a} is not UTF-8; rename it.")
+    if problem := missing_path(dataset):
+        raise DataError(problem)
     try:
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
             return open_dataset(load_from_disk(plain_path(path)), split=split)
@@ -72,8 +74,8 @@ def open_dataset(
         return load_dataset(**source, name=config_name, split=chosen, streaming=streaming, token=token)
     except DatasetNotFoundError as error:
         raise DataError(
-            f"Data set {str(dataset)!r} is neither a file or folder here nor a data set on the Hub; check the name, "
-            "or pass a token if it is private."
+            f"Data set {str(dataset)!r} is neither a file or folder here nor a data set on the Hub; "
+            f"{near_path(str(dataset)) or 'check the name, or pass a token if it is private.'}"
         ) from error
     except DataError:
         raise
@@ -84,7 +86,8 @@ def open_dataset(
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(
-            f"Data set {str(dataset)!r} cannot be opened ({first_sentence(error)}); check its name and the connection."
+            f"Data set {str(dataset)!r} cannot be opened ({first_sentence(error)}); "
+            f"{near_path(str(dataset)) or 'check its name and the connection.'}"
         ) from error
 
 
@@ -133,8 +136,9 @@ def _local_source(path: Path, split: str | None, config_name: str | None) -> dic
         return {"path": BUILDERS[data[0].suffix.lower()], "data_files": named_files(chosen)}
     if files.images:
         return open_image_folder(path, files, split)
-    say_what_is_passed_over(path, files.others)
-    raise DataError(f"Folder {path} holds no images, parquet or tar files; give a folder that does.")
+    there = what_is_passed_over(path, files.others)
+    found = f", but {there}" if there else ", since it is empty" if not any(path.iterdir()) else ""
+    raise DataError(f"Folder {path} holds no images, parquet or tar files{found}; give a folder that does.")
 
 
 def _check_config(config_name: str | None, **source: Any) -> None:

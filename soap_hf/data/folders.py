@@ -34,6 +34,12 @@ _ENDINGS = (
 PICTURES = frozenset(_ENDINGS.split())
 """Endings of photographs and drawings. Pillow reads more (films, PostScript, weather grids), but nobody means them."""
 
+VIDEOS = {
+    *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
+    *(".mpeg", ".mpg", ".mts", ".ogv", ".webm", ".wmv"),
+}
+"""Endings of films, which people have beside their photographs."""
+
 NOTES = {".csv", ".htm", ".html", ".json", ".jsonl", ".log", ".md", ".rst", ".tsv", ".txt", ".xml", ".yaml", ".yml"}
 """Endings of what lies beside images and needs no word when it is passed over."""
 
@@ -123,12 +129,16 @@ def files_by_split(folder: Path, files: Sequence[Path]) -> dict[str, list[Path]]
 
 def say_what_is_passed_over(folder: Path, paths: Sequence[Path]) -> None:
     """Counts files of a folder that are not read, by their endings, and names one of each."""
-    kinds = Counter(_kind(path) for path in paths)
-    if kinds:
-        named = {_kind(path): path.relative_to(folder) for path in reversed(paths)}
-        told = "; ".join(f"{count} {kind}, e.g. {str(named[kind])!a}" for kind, count in kinds.most_common())
+    if told := what_is_passed_over(folder, paths):
         count = "1 file is" if len(paths) == 1 else f"{len(paths)} files are"
         logger.warning(f"Of folder {folder}, {count} passed over: {told}.")
+
+
+def what_is_passed_over(folder: Path, paths: Sequence[Path]) -> str:
+    """Files of a folder in words: how many of each kind, and the name of one; empty for none."""
+    kinds = Counter(_kind(path) for path in paths)
+    named = {_kind(path): path.relative_to(folder) for path in reversed(paths)}
+    return "; ".join(f"{count} {kind}, e.g. {str(named[kind])!a}" for kind, count in kinds.most_common())
 
 
 def _say_what_may_be_masks(folder: Path, images: Sequence[Path]) -> None:
@@ -152,7 +162,9 @@ def _kind(path: Path) -> str:
         return "whose name is not UTF-8 (rename them)"
     ending = path.suffix.lower()
     if ending in (".heic", ".heif"):
-        return f"{ending} (needs pillow-heif)"
+        return f"{ending} (to read them, pip install pillow-heif)"
+    if ending in VIDEOS:
+        return f"{ending} (videos; save their frames as images)"
     if ending in PICTURES or ending in (".parquet", ".tar"):
         return f"{ending} outside the splits"
     return f"without an ending that is known ({ending})" if ending else "without an ending"

@@ -144,7 +144,7 @@ class ImagePreprocessor:
             self._crops = self._keeps_aspect = False
             problem = self._problem()
         if problem:
-            raise DataError(f"{problem} Choose another image_size or pass image_processor.")
+            raise DataError(f"{problem} Choose another image_size or image processor.")
 
     def __call__(self, image: Image.Image) -> Tensor:
         """Pixels of one image, `(3, height, width)` float32."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .keypoints import evaluate_keypoints
     from .knn import evaluate_knn
     from .matching import evaluate_matching
-    from .methods import method_projections
+    from .methods import as_baseline, method_projections
     from .position import evaluate_position, position_variance_share
     from .saliency import evaluate_saliency
     from .segmentation import evaluate_segmentation
@@ -25,6 +25,7 @@ __all__ = [
     "Comparison",
     "Examples",
     "ViewRule",
+    "as_baseline",
     "choose_mu",
     "evaluate_homographies",
     "evaluate_keypoints",
@@ -42,6 +43,7 @@ _LAZY = {  # a command line reads the arguments alone, and saliency needs an ext
     "Comparison": "comparison",
     "Examples": "examples",
     "ViewRule": "arguments",
+    "as_baseline": "methods",
     "choose_mu": "strength",
     "evaluate_homographies": "homographies",
     "evaluate_keypoints": "keypoints",

@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ..data.arguments import ImageArguments, argument, parse_mu, refuse_bad_seed
+from ..data.arguments import IMAGES, ImageArguments, argument, parse_strengths, refuse_bad_seed
 from ..runtime.errors import DataError
+
+VIEWS = "Views"
+"""The group of its rule in the help of a command."""
 
 
 @dataclass(kw_only=True)
@@ -14,9 +17,9 @@ class EvaluationArguments(ImageArguments):
     """The options that every `soap-hf evaluate …` takes.
 
     Args:
-        method (list of `str`, defaults to `["soap"]`): what is measured beside raw tokens, as in `method_projections`.
+        method (list of `str`, *optional*): what is measured beside raw tokens, as in `method_projections`.
         rank (`int`, *optional*): directions of the baselines; default: the head's.
-        mu (`float` or `"auto"`, *optional*): another strength of the head, from its statistics.
+        mu (list of `float` or `"auto"`, *optional*): further strengths of the head, from its statistics.
         layer (`int`, *optional*): default: the head's last one.
         seed (`int`, defaults to 0): of random samples of the images.
         output (`Path`, *optional*): folder for the results.
@@ -26,20 +29,25 @@ class EvaluationArguments(ImageArguments):
     """
 
     method: Sequence[str] = argument(
-        ("soap",), "Method beside raw: soap, or a baseline, zero-image or top-pc.", repeated=str
+        (), "Method beside raw: soap, or a baseline, zero-image or top-pc; default: the head's.", repeated=str
     )
     rank: int | None = argument(None, "Directions of zero-image and top-pc; default: the head's.", least=1)
-    mu: float | Literal["auto"] | None = argument(
-        None, "Another strength of the head, from its statistics.", parser=parse_mu, metavar="NUMBER|auto"
+    mu: Sequence[Any] = argument(
+        (),
+        "Further strengths beside the head's own, from its statistics, e.g. auto,1,2,4.",
+        parser=parse_strengths,
+        repeated=Any,
+        metavar="NUMBER|auto,…",
     )
     layer: int | None = argument(None, "Default: the head's last one.", least=-1)
-    seed: int = argument(0, "Of random samples of the images.")
+    seed: int = argument(0, "Of random samples of the images.", panel=IMAGES)
     output: Path | None = argument(None, "Folder for a CSV (one row per image) and summary.json.")
     overwrite: bool = argument(False, "Write into a folder that is not empty.", flag="--overwrite")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_bad_seed(self.seed)
+        self.mu = [one for given in self.mu for one in (given if isinstance(given, tuple) else (given,))]
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -69,12 +77,12 @@ class ViewRule:
         0.5
     """
 
-    smallest_crop: float = argument(0.5, "Smallest crop, as a share of the largest one that fits.")
-    largest_crop: float = argument(0.9, "Largest crop.")
-    jitter: float = argument(0.3, "Largest change of brightness, contrast and colour.")
-    least_overlap: float = argument(0.3, "Share of patch centres that both views must show.")
-    least_move: float = argument(1.5, "Patches by which they must move on average.")
-    flip: bool = argument(False, "Mirror half of the second views.", flag="--flip")
+    smallest_crop: float = argument(0.5, "Smallest crop, as a share of the largest one that fits.", panel=VIEWS)
+    largest_crop: float = argument(0.9, "Largest crop.", panel=VIEWS)
+    jitter: float = argument(0.3, "Largest change of brightness, contrast and colour.", panel=VIEWS)
+    least_overlap: float = argument(0.3, "Share of patch centres that both views must show.", panel=VIEWS)
+    least_move: float = argument(1.5, "Patches by which they must move on average.", panel=VIEWS)
+    flip: bool = argument(False, "Mirror half of the second views.", flag="--flip", panel=VIEWS)
 
     def __post_init__(self) -> None:
         if not 0 < self.smallest_crop <= self.largest_crop <= 1:

@@ -9,11 +9,9 @@ from .arguments import ViewRule
 from .comparison import Comparison
 from .examples import Examples
 from .matching import HEADLINE, match_views
-from .methods import RAW
+from .methods import RAW, own_method
 from .results import Interval, column, paired_difference
 from .strength import StrengthChoice
-
-CLEAN = "soap"
 
 
 def check_head(
@@ -49,11 +47,11 @@ def check_head(
     shown: dict[str, Any] = {"preprocess": preprocess, "share": share}
     comparisons = [Comparison.of(model, layer=layer, **shown) for layer in model.config.layers]
     options: dict[str, Any] = {"rule": ViewRule(), "batch_size": batch_size, "seed": seed, "progress": progress}
-    checks = []
+    checks, methods = [], (RAW, own_method(model))
     for rows in match_views(comparisons, images, **options).rows:
-        raw, clean = (column(rows, f"{method}_{HEADLINE}") for method in (RAW, CLEAN))
+        raw, clean = (column(rows, f"{method}_{HEADLINE}") for method in methods)
         gain, right = paired_difference(raw, clean), [float(values.mean()) for values in (raw, clean)]
-        stuck = [float(column(rows, f"{method}_stuck").nanmean()) for method in (RAW, CLEAN)]
+        stuck = [float(column(rows, f"{method}_stuck").nanmean()) for method in methods]
         checks.append(_check(len(rows), right, gain, stuck, seed, unseen=unseen))
     return checks
 

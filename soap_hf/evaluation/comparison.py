@@ -14,8 +14,9 @@ from ..layout.probing import evaluation_mode
 from ..runtime.errors import LayoutError
 from ..runtime.patch_layout import check_finite
 from ..runtime.projection import SOAPProjection
+from ..statistics.semantic_invariance import Mu
 from .examples import Examples
-from .methods import head_layer, method_projections
+from .methods import head_layer, method_projections, own_method
 from .results import Results, summary
 from .sharing import Part
 
@@ -43,17 +44,31 @@ class Comparison:
     def of(
         cls,
         model: SOAPModelWrapper,
-        methods: Iterable[str] = ("soap",),
+        methods: Iterable[str] | None = None,
         *,
+        mu: Iterable[Mu] = (),
         rank: int | None = None,
         layer: int | None = None,
         image_size: int | tuple[int, int] | None = None,
         preprocess: ImagePreprocessor | None = None,
         share: bool = False,
     ) -> "Comparison":
-        """The comparison of `methods` on one layer; arguments as in `method_projections` and `head_preprocessor`."""
+        """The comparison of `methods`, and of SOAP at the strengths `mu`, on one layer; all clean the same raw tokens.
+
+        Arguments are those of `method_projections` and `head_preprocessor`.
+
+        Example:
+            >>> from transformers import ViTConfig, ViTModel
+            >>> from soap_hf import SOAPStatistics
+            >>> vit = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=32,
+            ...                          intermediate_size=8, patch_size=8))
+            >>> statistics = SOAPStatistics.from_tokens(*torch.randn(2, 64, 4, 4, 8))
+            >>> model = SOAPModelWrapper.from_backbone(vit, None, statistics=statistics)
+            >>> list(Comparison.of(model, ["soap", "top-pc"], mu=["auto", 1, 2], rank=1).methods)
+            ['raw', 'soap', 'top-pc', 'soap mu=1', 'soap mu=2']
+        """
         layer, preprocess = head_layer(model, layer), preprocess or head_preprocessor(model, image_size)
-        projections = method_projections(model, methods, preprocess=preprocess, rank=rank, layer=layer)
+        projections = method_projections(model, methods, mu=mu, preprocess=preprocess, rank=rank, layer=layer)
         return cls(model, layer, preprocess, projections, share)
 
     @property
@@ -116,6 +131,7 @@ class Comparison:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "layer": self.layer,
             "image_size": list(self.preprocess.size),
+            "method": own_method(self.model),
             "mu": config.mu,
             "tau": config.tau,
             "threshold": config.threshold,

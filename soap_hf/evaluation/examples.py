@@ -38,6 +38,7 @@ class Examples:
     Attributes:
         labels (`list[str]`): label of each image by its position, its name if it has one; empty without
             `label_column`.
+        num_available (`int`): images of the data set, of which these are a sample.
         bad_images (`list[BadImage]`): those that could not be read when they were measured last.
 
     Raises:
@@ -62,6 +63,7 @@ class Examples:
         self._sample = ImageSample(dataset, image_column, num_images, seed, in_order=True, **masks)
         self.has_masks, self.max_bad_fraction = mask_column is not None, max_bad_fraction
         self.bad_images: list[BadImage] = []
+        self.num_available = len(dataset)
         self.labels = (
             [] if label_column is None else _labels(dataset.with_format(None).select(self.numbers), label_column)
         )
@@ -95,7 +97,7 @@ def _labels(dataset: Dataset, column: str) -> list[str]:
     if column not in dataset.features:
         raise DataError(
             f"The data set has no column {column!r} of labels; choose one of {', '.join(dataset.features)} with "
-            "label_column=…, or sort the images into a folder per class."
+            "label_column=…, or put the images of each class into a folder of its own."
         )
     kind = dataset.features[column]
     if getattr(kind, "dtype", None) not in ("int64", "int32", "int16", "int8", "uint8", "bool", "string"):

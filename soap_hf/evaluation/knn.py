@@ -140,13 +140,19 @@ def weighted_vote(similarities: Tensor, labels: Tensor, num_classes: int) -> Ten
 def _classes(train: Examples, test: Examples, k: int) -> dict[str, int]:
     """Numbers of the classes by name."""
     sizes = Counter(train.labels)
+    drawn = len(train) < train.num_available
+    among = f" in the sample of {len(train)} of {train.num_available}" if drawn else ""
+    more = "draw more (--num-train, num_images=…), " if drawn else ""
     if len(sizes) < 2:
-        raise DataError(f"The training images are of {len(sizes)} class; k-NN needs at least 2.")
+        way_out = f"; {more.removesuffix(', ')}" if drawn else ""
+        raise DataError(f"The training images{among} are of {len(sizes)} class, but k-NN needs at least 2{way_out}.")
     name, size = min(sizes.items(), key=lambda item: item[1])
     if size < k:
-        raise DataError(f"Class {name!r} has {size} training images, fewer than k = {k}; leave it out or lower k.")
+        few = f"Class {name!r} has {size} training images{among}, fewer than k = {k}"
+        raise DataError(f"{few}; {more}leave it out or lower k.")
     if unknown := sorted(set(test.labels) - set(sizes)):
-        raise DataError(f"Class {unknown[0]!r} of the test images has no training image; leave it out or add some.")
+        lacking = f"Class {unknown[0]!r} of the test images has no training image{among}"
+        raise DataError(f"{lacking}; {more}leave it out or add some.")
     return {name: number for number, name in enumerate(sorted(sizes))}
 
 

@@ -21,16 +21,13 @@ from ..runtime.errors import DataError
 from .arguments import ViewRule
 from .comparison import Comparison
 from .examples import Examples, short_names
-from .results import Interval, Results
+from .results import FEW_IMAGES, Interval, Results
 from .views import ViewPair, draw_views, patch_centres, true_places
 
 logger = logging.get_logger(__name__)
 
 RADII = (0.5, 1.0, 2.0)
 """Patches by which a match may miss and still be right."""
-
-FEW_IMAGES = 8
-"""With fewer an interval says little."""
 
 HEADLINE = "right_1"
 """The metric that a strength is chosen by."""

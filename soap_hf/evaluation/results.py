@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from torch import Tensor
 
@@ -19,6 +20,20 @@ from .methods import RAW
 DRAWS_AT_ONCE = 1 << 22
 """Random numbers drawn at a time, so that the memory of a bootstrap stays bounded."""
 
+FEW_IMAGES = 8
+"""With fewer an interval says little."""
+
+POSITION = {"share", "row_r2", "column_r2"}
+"""Metrics of how much of a token its position explains."""
+
+LOWER_IS_BETTER = {"stuck", *POSITION}
+
+POWER = ((1.96 + 0.84) / 1.96) ** 2
+"""Images for a difference to be told from none four times in five, by those with which its interval just reaches 0."""
+
+MOST_IMAGES = 1_000_000
+"""A larger number is not worth telling."""
+
 
 class Interval(NamedTuple):
     """A mean and the two ends of its 95 % interval."""
@@ -26,6 +41,28 @@ class Interval(NamedTuple):
     mean: float
     low: float
     high: float
+
+
+class Verdict(NamedTuple):
+    """What a difference from raw tokens says.
+
+    Attributes:
+        effect (`str`): `"helps"`, `"hurts"`, `"no measurable difference"`, `"no difference"` or `"too few images"`; of
+            measures of position, which say what was removed and not whether that helps, `"less position"` or
+            `"more position"`.
+        images_to_tell (`int`, *optional*): about how many images would tell a difference as large as the one seen from
+            none, four times in five; where none was seen.
+    """
+
+    effect: str
+    images_to_tell: int | None = None
+
+    def __str__(self) -> str:
+        number = self.images_to_tell
+        if number is None:
+            return self.effect
+        shown = "over a million" if number > MOST_IMAGES else f"about {number:,}"
+        return f"{self.effect}; {shown} images would tell"
 
 
 class Results(NamedTuple):
@@ -62,6 +99,32 @@ def paired_difference(
     differences = second - first
     means = [counts @ differences / len(differences) for counts in resamples(len(differences), repeats, seed)]
     return interval(float(differences.mean()), torch.cat(means))
+
+
+def verdict(difference: Interval, metric: str, images: int) -> Verdict:
+    """What a method's difference from raw tokens on so many images says.
+
+    Example:
+        >>> print(verdict(Interval(0.12, 0.09, 0.14), "right_1", images=64))
+        helps
+        >>> print(verdict(Interval(0.01, -0.01, 0.03), "right_1", images=64))
+        no measurable difference; about 520 images would tell
+    """
+    mean, low, high = difference
+    if mean == low == high == 0:
+        return Verdict("no difference")
+    if images < FEW_IMAGES:
+        return Verdict("too few images")
+    if low <= 0 <= high:
+        if mean == 0:
+            return Verdict("no measurable difference")
+        needed = images * POWER * min((high - low) / 2 / abs(mean), MOST_IMAGES) ** 2
+        within = min(max(needed, images + 1), 2 * MOST_IMAGES)
+        return Verdict("no measurable difference", int(float(f"{within:.2g}")))
+    lower = high < 0
+    if metric in POSITION:
+        return Verdict("less position" if lower else "more position")
+    return Verdict("helps" if lower == (metric in LOWER_IS_BETTER) else "hurts")
 
 
 def column(rows: Sequence[dict[str, Any]], name: str) -> Tensor:
@@ -108,7 +171,8 @@ def summary(
 
     Returns:
         `means[method][metric]` and, for every method but `"raw"`, `differences[method][metric]`, an [`Interval`] of
-        the method minus raw; `counts`, `settings`, `command` and `versions`.
+        the method minus raw; `verdicts`, in the same shape, a [`Verdict`] on each; `counts`, `settings`, `command` and
+        `versions`.
     """
     metrics, known = list(metrics), rows[0] if rows else {}
     values, means, differences = {}, {}, {}
@@ -123,6 +187,10 @@ def summary(
     return {
         "means": means,
         "differences": differences,
+        "verdicts": {
+            method: {metric: verdict(one, metric, len(rows)) for metric, one in own.items()}
+            for method, own in differences.items()
+        },
         "counts": counts,
         "settings": settings,
         "command": command,
@@ -157,21 +225,22 @@ def _group(
     rows: Sequence[dict[str, Any]], methods: Iterable[str], metrics: Iterable[str], counts: dict[str, int]
 ) -> dict[str, Any]:
     found = summary(rows, methods, metrics, counts=counts, settings={})
-    return {part: found[part] for part in ("means", "differences", "counts")}
+    return {part: found[part] for part in ("means", "differences", "verdicts", "counts")}
 
 
 def results_table(found: dict[str, Any], title: str) -> Table:
-    """A row for each metric and method: its value, and its difference from raw with the bootstrap 95 % interval."""
-    table = Table(title=title)
-    for name in ("", "method", "value", "difference", "95 % interval"):
-        table.add_column(name, justify="right")
+    """A row for each metric and method: value, difference from raw with its bootstrap 95 % interval, and a verdict."""
+    table = Table(title=title, box=SIMPLE_HEAD)
+    for name in ("", "method", "value", "difference (95 % interval)"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict")
     for metric in dict.fromkeys(metric for own in found["means"].values() for metric in own):
         methods = [method for method, own in found["means"].items() if metric in own]
         for method in methods:
             row = [metric if method == methods[0] else "", method, f"{found['means'][method][metric]:.3f}"]
             if method != RAW:
                 mean, low, high = found["differences"][method][metric]
-                row += [f"{mean:+.3f}", f"{low:+.3f} to {high:+.3f}"]
+                row += [f"{mean:+.3f} ({low:+.3f} to {high:+.3f})", str(found["verdicts"][method][metric])]
             table.add_row(*row, end_section=method == methods[-1])
     return table
 
@@ -189,15 +258,15 @@ def write_results(output: Path, name: str, rows: Sequence[dict[str, Any]], found
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
-        text = json.dumps(_with_named_intervals(found), indent=2, ensure_ascii=False)
+        text = json.dumps(_with_names(found), indent=2, ensure_ascii=False)
         (staging / "summary.json").write_text(text + "\n", encoding="utf-8")
 
 
-def _with_named_intervals(found: Any) -> Any:
-    """The same with every [`Interval`] as a dict, which JSON would make a list."""
-    if isinstance(found, Interval):
+def _with_names(found: Any) -> Any:
+    """The same with every [`Interval`] and [`Verdict`] as a dict, which JSON would make a list."""
+    if isinstance(found, (Interval, Verdict)):
         return found._asdict()
-    return {name: _with_named_intervals(one) for name, one in found.items()} if isinstance(found, dict) else found
+    return {name: _with_names(one) for name, one in found.items()} if isinstance(found, dict) else found
 
 
 def command_line(arguments: Sequence[str]) -> str:

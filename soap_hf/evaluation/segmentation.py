@@ -16,7 +16,7 @@ from .comparison import Comparison
 from .examples import Examples, short_names
 from .knn import nearest, refuse_bad_neighbours, weighted_vote
 from .methods import RAW
-from .results import Results, interval, resamples
+from .results import Results, interval, resamples, verdict
 from .sharing import Part
 from .views import resized_view
 
@@ -115,6 +115,7 @@ def evaluate_segmentation(
             if method != RAW:
                 difference = interval(value - whole[RAW][0], resampled - whole[RAW][1])
                 results.summary["differences"][method][f"miou_k{k}"] = difference
+                results.summary["verdicts"][method][f"miou_k{k}"] = verdict(difference, "miou", len(rows))
     return results
 
 

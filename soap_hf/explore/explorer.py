@@ -16,6 +16,7 @@ from ..evaluation.methods import (
     layer_statistics,
     leading,
     method_projections,
+    own_method,
     own_projection,
     zero_image_directions,
 )
@@ -140,7 +141,7 @@ class Explorer:
         layer, own = head_layer(self.model, choice.layer), self.own_strength(choice.layer)
         strength = own if choice.strength is None else choice.strength
         removed = own_projection(self.model, layer)
-        if choice.method == "soap" and strength == own:
+        if choice.method == own_method(self.model) and strength == own:
             return SOAPProjection(removed.basis.cpu(), removed.weights.cpu())
         if choice.method == "soap":
             config = self.model.config

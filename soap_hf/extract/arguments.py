@@ -4,7 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..data.arguments import ImageArguments, argument, parse_bytes
+from ..data.arguments import (
+    BACKBONE,
+    IMAGES,
+    RUNNING,
+    SHORT_DTYPES,
+    ImageArguments,
+    argument,
+    parse_bytes,
+    parse_dtype,
+)
 from ..runtime.errors import DataError
 
 if TYPE_CHECKING:
@@ -75,10 +84,12 @@ class ExtractArguments(ImageArguments):
     normalize: bool = argument(False, "Divide each vector by its L2 norm.", flag="--normalize")
     with_raw: bool = argument(False, "Keep the raw features, too.", flag="--with-raw")
     split: str | None = argument(None, "Split; default: the only one, else train.")
-    streaming: bool = argument(False, "Do not download the whole data set first.", flag="--streaming")
+    streaming: bool = argument(False, "Do not download the whole data set first.", flag="--streaming", panel=IMAGES)
     num_images: int | None = argument(None, "How many, from the beginning; default: all.", least=1)
-    num_workers: int | None = argument(None, "Processes that decode images.", least=0)
-    dtype: str | None = argument(None, "Dtype of the backbone; default: that of the fit.")
+    num_workers: int | None = argument(None, "Processes that decode images.", least=0, panel=RUNNING)
+    dtype: str | None = argument(
+        None, "Dtype of the backbone; default: that of the fit.", parser=parse_dtype, metavar="DTYPE", panel=BACKBONE
+    )
     shard_size: int | str = argument(
         "512MB", "Rows of a shard, or about how large one gets.", parser=parse_shard_size, metavar="ROWS|SIZE"
     )
@@ -89,6 +100,8 @@ class ExtractArguments(ImageArguments):
         from ..runtime.patch_layout import POOLINGS  # here, since reading the help of a command needs no torch
 
         super().__post_init__()
+        self.dtype = parse_dtype(self.dtype) if isinstance(self.dtype, str) else self.dtype
+        self.stored_as = SHORT_DTYPES.get(str(self.stored_as), self.stored_as)
         if self.pooling in (None, "none"):  # as in 0.1.0
             self.pooling, self.patches = "mean", True
         if self.pooling not in POOLINGS:

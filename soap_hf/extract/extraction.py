@@ -18,8 +18,9 @@ from ..data.blocks import Block, BlockBatch, ImageBlocks
 from ..data.data_sets import open_dataset, public_name
 from ..files import replacing
 from ..heads.model import SOAPModelWrapper
+from ..heads.opening import refuse_missing_head
 from ..heads.running import head_preprocessor
-from ..processes import find_device, from_main_alone, join_processes, note_signals, sum_over_processes
+from ..processes import ended_by, find_device, from_main_alone, join_processes, note_signals, sum_over_processes
 from ..runtime.errors import DataError, OutputError, SOAPError
 from ..runtime.head_files import commit_of
 from ..runtime.vision_backbone import weight_digests
@@ -177,9 +178,8 @@ class Extraction:
             with note_signals(signals, wanted=True):
                 for part, columns in self._features(kept, size, mine, here):
                     if signals:
-                        raise ExtractionInterrupted(
-                            f"Interrupted by {signals[0]}: complete shards are in {folder.path}; go on with --resume."
-                        )
+                        told = f"complete shards are in {folder.path}; go on with --resume."
+                        raise ended_by(signals, ExtractionInterrupted(f"Interrupted by {signals[0]}: {told}"))
                     if shard is not None and shard.block != part.block:
                         shard.close()
                         shard = None
@@ -315,6 +315,7 @@ def _digest_of_head(model: SOAPModelWrapper) -> str:
 def _load(head: Any, chosen: ExtractArguments) -> SOAPModelWrapper:
     if isinstance(head, SOAPModelWrapper):
         return head
+    refuse_missing_head(head)
     target = find_device(chosen.device)
     dtype: dict[str, Any] = {"dtype": chosen.dtype} if chosen.dtype else {}
     return SOAPModelWrapper.from_pretrained(head, **dtype, **chosen.hub_kwargs).to(target)

@@ -8,7 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..data.arguments import ImageArguments, argument, parse_batch_size, parse_bytes, parse_mu, refuse_bad_seed
+from ..data.arguments import (
+    BACKBONE,
+    IMAGES,
+    RUNNING,
+    SCORES,
+    ImageArguments,
+    argument,
+    parse_batch_size,
+    parse_bytes,
+    parse_dtype,
+    parse_mu,
+    refuse_bad_seed,
+)
 from ..runtime.errors import DataError, LayoutError
 
 if TYPE_CHECKING:
@@ -106,11 +118,15 @@ class FitArguments(ImageArguments):
     """
 
     split: str | None = argument(None, "Split; default: the only one, else train.")
-    streaming: bool = argument(False, "Do not download the whole data set first.", flag="--streaming")
+    streaming: bool = argument(False, "Do not download the whole data set first.", flag="--streaming", panel=IMAGES)
     num_images: int | None = argument(1000, "Size of the random sample of real images.", kind=int, least=2)
-    num_synthetic: int | None = argument(None, "Default: as many as real images.", least=2)
+    num_synthetic: int | None = argument(None, "Default: as many as real images.", least=2, panel=IMAGES)
     batch_size: int | Literal["auto"] = argument(
-        32, "Images in a forward pass; auto: all that fit.", parser=parse_batch_size, metavar="NUMBER|auto"
+        32,
+        "Images in a forward pass; auto: all that fit.",
+        parser=parse_batch_size,
+        metavar="NUMBER|auto",
+        panel=RUNNING,
     )
     layer: int | Sequence[int] | Literal["all"] = argument(
         -1, "-1: last_hidden_state; i: hidden_states\\[i].", repeated=int, least=-1
@@ -119,36 +135,55 @@ class FitArguments(ImageArguments):
         "auto", "Components to remove.", parser=parse_fit_mu, metavar="NUMBER|auto|matching"
     )
     check: int = argument(64, "Images not seen by the fit, on which matching says whether the head helps.", least=0)
-    tau: float = argument(0.05, "Softness of the cut.")
-    threshold: float = argument(0.75, "Score above which auto removes a component.")
-    isotropic: bool = argument(False, "Synthetic gradients without a preferred direction.", flag="--isotropic")
-    seed: int = argument(0, "Of the sample and of the synthetic images.")
-    dtype: "str | torch.dtype | None" = argument(None, "Dtype of the backbone, e.g. bfloat16.", kind=str | None)
-    num_workers: int | None = argument(None, "Processes that decode images.", least=0)
-    token_cache: int | str = argument(
-        "2GB", "Memory for tokens of real images, e.g. 500MB; all processes together.", kind=str, metavar="SIZE"
+    tau: float = argument(0.05, "Softness of the cut.", panel=SCORES)
+    threshold: float = argument(0.75, "Score above which auto removes a component.", panel=SCORES)
+    isotropic: bool = argument(
+        False, "Synthetic gradients without a preferred direction.", flag="--isotropic", panel=SCORES
     )
-    exact: bool = argument(False, "Read real images twice instead of keeping tokens.", flag="--exact")
-    tolerance: float | None = argument(None, "Stop when what is removed moves by less for three checks running.")
-    compile: bool = argument(False, "Run the backbone through torch.compile.", flag="--compile")
+    seed: int = argument(0, "Of the sample and of the synthetic images.", panel=IMAGES)
+    dtype: "str | torch.dtype | None" = argument(
+        None, "Dtype of the backbone: fp32, bf16 or fp16.", parser=parse_dtype, metavar="DTYPE", panel=BACKBONE
+    )
+    num_workers: int | None = argument(None, "Processes that decode images.", least=0, panel=RUNNING)
+    token_cache: int | str = argument(
+        "2GB",
+        "Memory for tokens of real images, e.g. 500MB; all processes together.",
+        kind=str,
+        metavar="SIZE",
+        panel=RUNNING,
+    )
+    exact: bool = argument(False, "Read real images twice instead of keeping tokens.", flag="--exact", panel=RUNNING)
+    tolerance: float | None = argument(
+        None, "Stop when what is removed moves by less for three checks running.", panel=SCORES
+    )
+    compile: bool = argument(False, "Run the backbone through torch.compile.", flag="--compile", panel=RUNNING)
     checkpoint: str | os.PathLike | None = argument(
-        None, "File for what was added up so far; of a fit, default: OUTPUT.checkpoint.", kind=Path | None
+        None,
+        "File for what was added up so far; of a fit, default: OUTPUT.checkpoint.",
+        kind=Path | None,
+        panel=RUNNING,
     )
     checkpoint_every: int | None = argument(
-        None, "Images between two checkpoints; default: only when interrupted.", least=1
+        None, "Images between two checkpoints; default: only when interrupted.", least=1, panel=RUNNING
     )
-    resume: bool = argument(False, "Go on from the checkpoint.", flag="--resume")
+    resume: bool = argument(False, "Go on from the checkpoint.", flag="--resume", panel=RUNNING)
     tokens: str | None = argument(
-        None, "Of a plain module: where its tokens are, e.g. blocks.11 or forward_features:x_norm_patchtokens."
+        None,
+        "Of a plain module: where its tokens are, e.g. blocks.11 or forward_features:x_norm_patchtokens.",
+        panel=BACKBONE,
     )
     mean: Sequence[float] | None = argument(
-        None, "Mean of the channels; default: the image processor's.", parser=parse_channels, metavar="R,G,B"
+        None,
+        "Mean of the channels; default: the image processor's.",
+        parser=parse_channels,
+        metavar="R,G,B",
+        panel=BACKBONE,
     )
     std: Sequence[float] | None = argument(
-        None, "Standard deviation of the channels, likewise.", parser=parse_channels, metavar="R,G,B"
+        None, "Standard deviation of the channels, likewise.", parser=parse_channels, metavar="R,G,B", panel=BACKBONE
     )
     backbone_arguments: dict[str, Any] | None = argument(
-        None, "What a backbone by reference is made with.", parser=parse_named, metavar="JSON"
+        None, "What a backbone by reference is made with.", parser=parse_named, metavar="JSON", panel=BACKBONE
     )
 
     def __post_init__(self) -> None:
@@ -157,6 +192,7 @@ class FitArguments(ImageArguments):
         from ..statistics.semantic_invariance import suppression_weights
 
         super().__post_init__()
+        self.dtype = parse_dtype(self.dtype) if isinstance(self.dtype, str) else self.dtype
         suppression_weights(torch.ones(1), **self.strength)  # refuses bad ones
         if not isinstance(self.check, int) or self.check < 0:
             raise DataError(f"check is a number of images from 0 upwards, not {self.check!r}.")

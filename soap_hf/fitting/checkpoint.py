@@ -25,6 +25,14 @@ from .state import FitState
 logger = logging.get_logger(__name__)
 
 
+SAMPLE_SIZE = "the number of images in the sample"
+DIGESTS = {
+    "the digest of the backbone's weights": "the backbone has other weights",
+    "the digest of the first image": "the first image is another one",
+}
+"""What is known by its digest, and what is said where that differs."""
+
+
 def fit_identity(
     model: SOAPModelWrapper, sample: ImageSample, preprocess: ImagePreprocessor, **arguments: Any
 ) -> dict[str, str]:
@@ -37,7 +45,7 @@ def fit_identity(
         "the digest of the backbone's weights": model.weights_when_wrapped,
         "the dtype": config.backbone_dtype,
         "layer": config.layers,
-        "the number of images in the sample": sample.available,
+        SAMPLE_SIZE: sample.available,
         "the digest of the first image": _digest_of_first_image(sample, preprocess),
         "the image size": preprocess.size,
         "the number of processes that share the stream": PartialState().num_processes if sample.in_parts else None,
@@ -109,16 +117,29 @@ class Checkpoint:
             raise CheckpointError(
                 f"The checkpoint {self.path} cannot be read ({why}); remove it to start again."
             ) from error
-        if told := ", ".join(
-            f"{name} is {identity.get(name, 'not known')} there and {self.identity.get(name, 'not known')} here"
-            for name in {**self.identity, **identity}
-            if identity.get(name) != self.identity.get(name)
-        ):
+        if told := differences(identity, self.identity):
             raise CheckpointError(
-                f"The checkpoint {self.path} belongs to another fit: {told}; choose another file, or remove it to "
-                "start again."
+                f"The checkpoint {self.path} belongs to another fit ({'; '.join(told)}); choose another file, or "
+                "remove it to start again."
             )
         state.restore(tensors, values, with_sums=PartialState().is_main_process)
+
+
+def differences(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    """What differs between the fit of a checkpoint and this one; arguments by their names.
+
+    Example:
+        >>> counts = "the number of images in the sample"
+        >>> differences({counts: "300", "num images": "300"}, {counts: "100", "num images": "100"})
+        ['num_images: 300 there, 100 here']
+    """
+    names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+    if "num images" in names:  # one word for what was asked for and what came of it
+        names = [name for name in names if name != SAMPLE_SIZE]
+    told = {name: name if name.startswith("the ") else name.replace(" ", "_") for name in names if name not in DIGESTS}
+    values = {name: (there.get(name, "not known"), here.get(name, "not known")) for name in told}
+    differ = [f"{told[name]}: {one} there, {other} here" for name, (one, other) in values.items()]
+    return differ + [said for name, said in DIGESTS.items() if name in names]
 
 
 def remove_checkpoint(path: Path) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import Tensor, nn
 from transformers.utils import logging
@@ -19,7 +20,7 @@ from ..evaluation.strength import choose_mu
 from ..heads.model import SOAPModelWrapper
 from ..heads.printing import show
 from ..heads.report import print_report
-from ..heads.running import processor_of_backbone
+from ..heads.running import processor_of_backbone, warn_of_part_patches
 from ..layout.backbone import OpenedBackbone
 from ..layout.detection import PatchLayout
 from ..layout.plain import name_of
@@ -130,6 +131,7 @@ def fit_soap(
         image_processor=preprocess.resized_processor(),
     )
     opened.forget_probes()
+    warn_of_part_patches(model, preprocess.size)
     images = open_dataset(
         dataset, split=chosen.split, config_name=chosen.config_name, streaming=chosen.streaming, token=chosen.token
     )
@@ -217,12 +219,26 @@ def _opened_backbone(backbone: str | os.PathLike | nn.Module, chosen: FitArgumen
             )
         if chosen.backbone_arguments is not None:
             raise BackboneError("backbone_arguments make a backbone by reference; a live one is made already.")
-        return OpenedBackbone(backbone, revision=chosen.revision, tokens=tokens, size=as_size(chosen.image_size))
+        opened = OpenedBackbone(backbone, revision=chosen.revision, tokens=tokens, size=as_size(chosen.image_size))
+        _say_dtype("live model", opened.model.dtype, opened.model.dtype, "move it by model.float() for full precision")
+        return opened
     device = find_device(chosen.device)
     dtype = chosen.dtype or ("float32" if device.type == "cpu" else "auto")
     how: Any = {"token": chosen.token, "trust_remote_code": chosen.trust_remote_code}
     how |= {"tokens": tokens, "arguments": chosen.backbone_arguments, "size": as_size(chosen.image_size)}
-    return OpenedBackbone.load(backbone, dtype=dtype, device=device, revision=chosen.revision, **how)
+    opened = OpenedBackbone.load(backbone, dtype=dtype, device=device, revision=chosen.revision, **how)
+    if chosen.dtype is None:
+        there = opened.checkpoint_dtype
+        _say_dtype("checkpoint", there, opened.model.dtype, f"pass dtype={there or 'auto'} to keep that")
+    return opened
+
+
+def _say_dtype(what: str, dtype: Any, fitted: torch.dtype, way_out: str) -> None:
+    """Says in what a backbone of half precision is fitted, which differs between live models and those by name."""
+    name, used = (str(one).removeprefix("torch.") for one in (dtype, fitted))
+    if name in ("float16", "bfloat16"):
+        kept = "and is fitted so" if name == used else f"but is fitted in {used}"
+        on_main(logger.warning, f"The {what} is in {name}, {kept}; {way_out}.")
 
 
 def _layers(opened: OpenedBackbone, size: tuple[int, int], wanted: Any) -> list[int]:

@@ -13,7 +13,15 @@ from ..data.arguments import parse_bytes
 from ..data.image_files import stop_if_too_many_bad
 from ..data.image_sample import SHUFFLE_BUFFER
 from ..layout.probing import evaluation_mode
-from ..processes import from_main, gather_lists, note_signals, on_main, sum_over_processes, sum_unless_one_failed
+from ..processes import (
+    ended_by,
+    from_main,
+    gather_lists,
+    note_signals,
+    on_main,
+    sum_over_processes,
+    sum_unless_one_failed,
+)
 from ..runtime.errors import DataError, FitInterrupted, ProcessLostError
 from ..statistics.semantic_invariance import semantic_invariance, suppression_weights
 from ..statistics.soap_statistics import SOAPStatistics
@@ -186,11 +194,12 @@ class TokenPasses:
             return
         if step.signals:
             self._save()
-            raise FitInterrupted(
+            error = FitInterrupted(
                 f"{(self._signals or ['A signal to another process'])[-1]} came during the {state.phase}, after "
                 f"{state.position} images; the checkpoint {self.checkpoint.path} is written, from which the same "
                 "command goes on with --resume."
             )
+            raise ended_by(self._signals, error)
         if self.checkpoint.due(step.read):
             self._save()
 

@@ -17,10 +17,10 @@ from ..statistics import NEGLIGIBLE_WEIGHT
 from .card_command import base_of, fit_command, is_hub_id, is_on_hub, what_to_fill_in
 from .config import SOAPConfig
 from .opening import BACKBONE_FOLDER, EVALUATIONS_FOLDER, FIGURES_FOLDER, INCLUDED_BACKBONE
-from .report import checks, module_in_words
+from .provenance import METHODS, SOAP
+from .report import checks, module_in_words, what_is_removed
 
 CARD_FILE = "README.md"
-SHOWN = (("means", "raw"), ("means", "soap"), ("differences", "soap"))
 TASKS = {"knn": "image-classification", "saliency": "image-segmentation", "segmentation": "image-segmentation"}
 """The Hub's names of what the evaluations measure."""
 
@@ -37,7 +37,7 @@ METRICS = {
 }
 """What metrics are called for people who do not know this package."""
 
-MATCHING = "matching", "right_1"
+MATCHING, HEADLINE = ("matching", "right_1"), ("evaluation", "metric", "method")
 """What says in a number whether a head helps."""
 
 BLOCK = re.compile(r"<!-- soap_hf:(\w+) -->\n.*?<!-- /soap_hf:\1 -->", flags=re.DOTALL)
@@ -141,9 +141,10 @@ def _metadata(config: SOAPConfig, name: str, license: str | None, results: list[
                 dataset_name=row["dataset"],
                 metric_type=row["metric"],
                 metric_name=f"{METRICS.get(row['metric'], row['metric'])} ({row['evaluation']})",
-                metric_value=round(row["soap"], 6),
+                metric_value=round(row["clean"], 6),
             )
             for row in results
+            if row["method"] == config.method
         ]
         or None,
         tags=["soap", "soap-hf", "feature-extraction", "vision"],
@@ -191,12 +192,14 @@ def _words(config: SOAPConfig, folder: Path, name: str, results: list[dict[str, 
             for layer, width, rank, rows in zip(*parallel, strict=True)
         ],
         "checks": checks(config),
-        "matched": next((row for row in results if (row["evaluation"], row["metric"]) == MATCHING), None),
-        "settings": f"mu={config.mu}, tau={config.tau}, threshold={config.threshold}",
+        "matched": next((row for row in results if tuple(map(row.get, HEADLINE)) == (*MATCHING, config.method)), None),
         "figures": [
             {"file": path.name, "title": path.stem.replace("_", " "), "caption": CAPTIONS.get(path.stem)}
             for path in pictures
         ],
+        "settings": what_is_removed(config),
+        "baseline": None if config.method == SOAP else METHODS[config.method],
+        "again": f"soap-hf reweight my-head --method {config.method} --rank {config.ranks[-1]} --output baseline",
         "results": results,
         "metrics": METRICS,
         "fit": config.fit,
@@ -229,7 +232,7 @@ def _usage(config: SOAPConfig, folder: Path) -> dict[str, Any]:
 def _results(config: SOAPConfig, folder: Path) -> list[dict[str, Any]]:
     """What `soap-hf evaluate … --output HEAD/evaluation/NAME` has written beside a head: one row per metric.
 
-    Those of another strength are not the head's. The check of the fit comes first.
+    Those of another strength or method are not the head's. The check of the fit comes first.
     """
     unseen = all(check["unseen"] for check in config.checks)
     seen = "not seen by the fit" if unseen else "by which its strength was chosen"
@@ -239,23 +242,35 @@ def _results(config: SOAPConfig, folder: Path) -> list[dict[str, Any]]:
             "evaluation": "matching" if len(config.layers) == 1 else f"matching, layer {layer}",
             "dataset": data,
             "metric": "right_1",
+            "method": config.method,
             "raw": check["raw"],
-            "soap": check["clean"],
+            "clean": check["clean"],
             **{name: check[name] for name in ("mean", "low", "high")},
         }
         for layer, check in zip(config.layers, config.checks, strict=False)
     ]
     for path in sorted((folder / EVALUATIONS_FOLDER).glob("*/summary.json")):
         summary = json.loads(path.read_text(encoding="utf-8"))
-        if summary["settings"].get("mu", config.mu) != config.mu:
+        if not _is_of_head(config, summary["settings"]):
             continue
-        raw, clean, differences = (summary[key].get(method, {}) for key, method in SHOWN)
-        what = {name: summary[name] for name in ("evaluation", "dataset")}
+        what, means = {name: summary[name] for name in ("evaluation", "dataset")}, summary["means"]
+        measured = [(metric, method) for method, own in means.items() if method != "raw" for metric in own]
         rows += [
-            {**what, "metric": metric, "raw": raw[metric], "soap": value, **differences[metric]}
-            for metric, value in clean.items()
+            {
+                **{**what, "metric": metric, "method": method, "raw": means["raw"][metric]},
+                **{"clean": means[method][metric], **summary["differences"][method][metric]},
+            }
+            for metric, method in sorted(measured, key=lambda pair: list(means[pair[1]]).index(pair[0]))
         ]
     return rows
+
+
+def _is_of_head(config: SOAPConfig, settings: dict[str, Any]) -> bool:
+    """Whether an evaluation with these settings measured what the head does now."""
+    same = all(settings.get(name, getattr(config, name)) == getattr(config, name) for name in ("method", "mu"))
+    layer, ranks = settings.get("layer", config.layers[-1]), settings.get("ranks", {})
+    rank = config.ranks[config.layers.index(layer)] if layer in config.layers else None
+    return same and ranks.get(config.method, rank) == rank
 
 
 def _backbone(config: SOAPConfig) -> str:

@@ -7,7 +7,7 @@ from transformers.configuration_utils import PretrainedConfig
 
 from ..runtime import configuration_soap
 from ..runtime.errors import HeadError
-from .provenance import MAX_COUNT, all_values, has_large_number, wrong_kinds
+from .provenance import MAX_COUNT, SOAP, all_values, has_large_number, wrong_kinds
 
 SETTINGS = {single.name for single in fields(PretrainedConfig)} | {
     *("_name_or_path", "model_type", "name_or_path", "num_labels", "output_attentions", "per_layer_config"),
@@ -38,7 +38,10 @@ class SOAPConfig(configuration_soap.SOAPConfig):
         hidden_sizes (`list[int]`): width `D` of the tokens of each layer.
         ranks (`list[int]`): number `k` of directions removed from each layer.
         layouts (`list[dict]`): [`PatchLayout`] of each layer.
-        mu (`float` or `"auto"`), tau (`float`), threshold (`float`): arguments of `suppression_weights`.
+        method (`str`, defaults to `"soap"`): what is removed: SOAP's directions, or those of a baseline,
+            `"zero-image"` or `"top-pc"` ([`~soap_hf.evaluation.methods.as_baseline`]).
+        mu (`float` or `"auto"`), tau (`float`), threshold (`float`): arguments of `suppression_weights`; of a baseline
+            those of the SOAP that it was before.
         components (`list[list[dict]]`): the highest-scoring components of each layer, at least those removed, as
             `SOAPStatistics.table` gives them.
         checks (`list[dict]`): for each layer, what matching between views says of the head: see
@@ -53,6 +56,7 @@ class SOAPConfig(configuration_soap.SOAPConfig):
     plain_backbone: dict[str, Any] | None = None
     base_model: str | None = None
     base_model_revision: str | None = None
+    method: str = SOAP
 
     def __post_init__(self, **kwargs: Any) -> None:
         self._check_types()

@@ -14,12 +14,13 @@ import numpy as np
 from safetensors import safe_open
 
 from ..runtime.errors import HeadError
-from .provenance import check_provenance, has_large_number, wrong_kinds
+from .provenance import SOAP, check_provenance, has_large_number, wrong_kinds
 
 DEFAULTS: dict[str, Any] = {
     **{"backbone_name_or_path": None, "backbone_revision": None, "backbone_dtype": None, "plain_backbone": None},
     **{"base_model": None, "base_model_revision": None},
     **{
+        "method": SOAP,
         "mu": "auto",
         "tau": 0.05,
         "threshold": 0.75,

@@ -34,6 +34,7 @@ from .card_command import is_hub_id
 from .config import SOAPConfig
 from .hub_requests import check_repository, reason, retried
 from .opening import BACKBONE_FOLDER, INCLUDED_BACKBONE, OPTIONAL_FILES, STATISTICS_FILES, HeadRecord
+from .provenance import SOAP
 from .saving import refer_to_included, save_backbone
 
 logger = logging.get_logger(__name__)
@@ -230,6 +231,7 @@ def _send(staging: Path, config: SOAPConfig, push: Push) -> str:
     write_card(config, staging, name=repo_id, license=push.license, fallback_license=license, old=old)
     layers = zip(config.ranks, config.hidden_sizes, config.layers, strict=True)
     removed = " and ".join(f"{rank} of {size} directions of layer {layer}" for rank, size, layer in layers)
+    kind = "SOAP" if config.method == SOAP else config.method
     fit = f", fitted on {config.fit['num_images']} images of {config.fit['dataset']}" if config.fit else ""
     commit = retried(
         lambda: api.upload_folder(
@@ -237,7 +239,7 @@ def _send(staging: Path, config: SOAPConfig, push: Push) -> str:
             folder_path=staging,
             revision=push.revision,
             create_pr=push.create_pr,
-            commit_message=push.commit_message or f"SOAP head: {removed}{fit}",
+            commit_message=push.commit_message or f"{kind} head: {removed}{fit}",
             delete_patterns=[*OPTIONAL_FILES, f"{BACKBONE_FOLDER}/*", f"{CODE_FOLDER}/*", *CODE_OF_0_1_0],
         ),
         # a pull request may have been opened by a request whose reply was lost

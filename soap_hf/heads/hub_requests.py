@@ -1,5 +1,6 @@
 """Talking to the Hub: faults that pass are waited for, the others are put into words."""
 
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -9,6 +10,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
+    RepositoryNotFoundError,
 )
 from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
@@ -21,6 +23,9 @@ T = TypeVar("T")
 
 TRANSIENT = {408, 429, 500, 502, 503, 504}
 """HTTP statuses that may be gone at the next try."""
+
+REPOSITORY = re.compile(r"/api/(models|datasets)/([^/?]+/[^/?]+)")
+"""Which one a request was about."""
 
 WAITS = (1, 2, 4, 8)
 """Seconds before each further try."""
@@ -59,6 +64,9 @@ def reason(error: Exception) -> str:
         return "the Hub does not know you; log in with `hf auth login`, or set HF_TOKEN to a token with write access"
     if status == 403:
         return f"your token has no right to do this ({first_sentence(error)})"
+    if isinstance(error, RepositoryNotFoundError) and (found := REPOSITORY.search(str(error.response.url))):
+        kind = "data set" if found[1] == "datasets" else "model"
+        return f"there is no {kind} {found[2]} on the Hub, or your token may not see it"
     if status in (409, 412):
         return "somebody else has written to the repository at the same time"
     return first_sentence(error)

@@ -8,8 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import logging
 
 from ..compat import AutoImageProcessor
+from ..data.arguments import refuse_negative_mu
 from ..layout.backbone import OpenedBackbone
 from ..layout.detection import PatchLayout
 from ..layout.plain import name_of
@@ -26,8 +28,10 @@ from .config import SOAPConfig
 from .hub import push_model
 from .opening import read_statistics
 from .plain import opened_for_head, put_on_module, put_on_transformers
-from .provenance import all_values, check_provenance
+from .provenance import SOAP, all_values, check_provenance
 from .saving import save_head
+
+logger = logging.get_logger(__name__)
 
 
 class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
@@ -168,19 +172,35 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
 
         Raises:
             HeadError: the head was saved without statistics.
-            SOAPError: an argument is out of range.
+            SOAPError: an argument is out of range, `mu` below 0 for one.
         """
+        refuse_negative_mu(mu)
         if not self.statistics_by_layer:
             raise HeadError("This head was saved without statistics, which reweight needs; fit it again.")
         mu = int(mu) if isinstance(mu, float) and mu.is_integer() else mu  # 6.0 and 6 are one strength
         chosen = {layer: self._statistics[layer].projection(mu, tau, threshold) for layer in self.config.layers}
         if (mu, tau, threshold) != (self.config.mu, self.config.tau, self.config.threshold):
             self.config.checks = []  # they are of the strength before
-        for layer, projection in chosen.items():
-            self.projections[str(layer)] = projection.to(self.device)
+        self.set_projections(chosen)
         self.config.mu, self.config.tau, self.config.threshold = mu, tau, threshold
-        self.config.ranks = [projection.rank for projection in chosen.values()]
         self.config.components = [self._statistics[layer].table(mu, tau, threshold) for layer in self.config.layers]
+        return self
+
+    def set_projections(self, projections: Mapping[int, SOAPProjection], *, method: str = SOAP) -> "SOAPModelWrapper":
+        """Has the head remove something else, one projection for each of its layers; returns itself.
+
+        `method` names it in the config; of another one than SOAP, no component has a weight.
+        """
+        for layer, projection in projections.items():
+            self.projections[str(layer)] = projection.to(self.device)
+            if projection.rank > projection.dim / 2:
+                of_all = f"{projection.rank} of the {projection.dim} directions of layer {layer}"
+                logger.warning(f"{of_all} are removed, which leaves little of the tokens; choose fewer.")
+        if method != SOAP or method != self.config.method:
+            self.config.checks = []  # they are of what was removed before
+            rows = [[{**row, "weight": 0.0} for row in rows] for rows in self.config.components]
+            self.config.components = rows
+        self.config.method, self.config.ranks = method, [one.rank for one in projections.values()]
         return self
 
     @property

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from ..files import missing_path
 from ..runtime.errors import HeadError
 from ..runtime.head_files import PROCESSOR_FILE, HeadSource
 from ..runtime.projection import SOAPProjection
@@ -34,6 +35,7 @@ class HeadRecord:
     @classmethod
     def open(cls, name_or_path: str | os.PathLike, **hub_kwargs: Any) -> "HeadRecord":
         """Opens a head by folder or hub id; `revision`, `token` and the like reach the Hub."""
+        refuse_missing_head(name_or_path)
         source = HeadSource.open(name_or_path, **hub_kwargs)
         config = source.config(SOAPConfig)
         check_provenance(config)
@@ -43,6 +45,12 @@ class HeadRecord:
     def statistics_by_layer(self) -> dict[int, SOAPStatistics]:
         """What the fit learned, fetched when first asked for; empty if the head was saved without."""
         return read_statistics(self.source, self.config)
+
+
+def refuse_missing_head(name_or_path: str | os.PathLike) -> None:
+    """Refuses, with a `HeadError`, a folder of a head that is not there."""
+    if problem := missing_path(name_or_path, word_is_path=True):
+        raise HeadError(problem)
 
 
 def statistics_file(config: SOAPConfig, layer: int) -> str:

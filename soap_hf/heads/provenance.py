@@ -5,6 +5,14 @@ from typing import Any
 
 from ..runtime.errors import HeadError
 
+SOAP = "soap"
+METHODS = {
+    SOAP: "the directions that respond to position",
+    "zero-image": "the directions along which the patch tokens of one black image differ",
+    "top-pc": "the principal components of largest variance",
+}
+"""What a head may remove: SOAP, or what its evaluations call a baseline."""
+
 COMPONENT_KEYS = {"rank", "component", "score", "standard_error", "variance_share", "weight"}
 CHECK_KEYS = {"images", "raw", "clean", "mean", "low", "high", "unseen"}
 FIT_KEYS = {"dataset", "image_size", "num_bad_images", "num_images", "num_synthetic", "seed", "versions"}
@@ -26,6 +34,7 @@ def wrong_kinds(config: Any) -> list[str]:
     right = {name: isinstance(getattr(config, name), kind) for name, kind in KINDS.items()}
     right |= {name: _is_list_of(kind, getattr(config, name)) for name, kind in LISTS.items()}
     right["backbone_dtype"] = config.backbone_dtype in DTYPES
+    right["method"] = isinstance(config.method, str) and config.method in METHODS
     right["plain_backbone"] = config.plain_backbone is None or _is_plain(config.plain_backbone)
     return [name for name, holds in right.items() if not holds]
 

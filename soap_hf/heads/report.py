@@ -7,9 +7,13 @@ from rich.table import Column, Table
 
 from ..statistics import NEGLIGIBLE_WEIGHT
 from .printing import show
+from .provenance import METHODS, SOAP
 
 if TYPE_CHECKING:
     from .config import SOAPConfig
+
+IMAGES_TO_SETTLE = 512
+"""The least number of images after which a fit can have settled: four of its checks."""
 
 FEW_LAYERS = 3
 """Up to this many layers get a table each, more share one."""
@@ -104,6 +108,13 @@ def module_in_words(config: "SOAPConfig") -> str | None:
     return f"a live module, {plain['architecture']} of {plain['num_parameters']} parameters{where}"
 
 
+def what_is_removed(config: "SOAPConfig") -> str:
+    """How it was decided what a head removes: the arguments of SOAP's weights, or the baseline."""
+    if config.method != SOAP:
+        return f"{config.method}: {METHODS[config.method]}, entirely"
+    return f"mu={config.mu}, tau={config.tau}, threshold={config.threshold}"
+
+
 def summary(config: "SOAPConfig") -> list[str]:
     """What the head removes and how it was fitted, one sentence per line."""
     several = 1 < len(config.layers) <= FEW_LAYERS
@@ -115,7 +126,7 @@ def summary(config: "SOAPConfig") -> list[str]:
     backbone = config.backbone_name_or_path or module_in_words(config) or "a model in memory"
     lines = [
         *checks(config),
-        f"Directions removed: {removed} (mu={config.mu}, tau={config.tau}, threshold={config.threshold}).",
+        f"Directions removed: {removed} ({what_is_removed(config)}).",
         f"Backbone: {backbone}{revision}, {config.backbone_dtype}.",
     ]
     if config.fit:
@@ -126,7 +137,15 @@ def summary(config: "SOAPConfig") -> list[str]:
             f"{height} x {width} pixels, seed {fit['seed']}, soap-hf {fit['versions']['soap_hf']}."
         )
         if tolerance := fit.get("tolerance"):
-            after = fit["converged_after"]
-            settled = f"converged after {after} images" if after else "not yet converged"
-            lines.append(f"What is removed: {settled} (moving by less than {tolerance:g} in three checks running).")
+            lines.append(f"What is removed {_settled(fit, tolerance)}.")
     return lines
+
+
+def _settled(fit: dict[str, Any], tolerance: float) -> str:
+    """Whether what is removed still moved as images were added, in words that go on from it."""
+    if after := fit["converged_after"]:
+        return f"had settled after {after} images: in three checks running it moved by less than {tolerance:g}"
+    if fit["num_images"] < IMAGES_TO_SETTLE:
+        few = f"{fit['num_images']} are too few images to judge that, which takes {IMAGES_TO_SETTLE}"
+        return f"may move with more images: {few}"
+    return f"had not settled: at one of its last three checks it moved by {tolerance:g} or more; fit on more images"

@@ -4,11 +4,16 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from ..data.preprocessing import ImagePreprocessor, load_image_processor, timm_processor
 from ..layout.plain import PlainBackbone
+from ..layout.probing import whole_numbers
+from ..processes import on_main
 from ..runtime.patch_layout import as_size, check_finite, layer_tokens
 from .model import SOAPModelWrapper
+
+logger = logging.get_logger(__name__)
 
 
 class RawTokens(NamedTuple):
@@ -48,11 +53,28 @@ def head_preprocessor(
     `image_size` is the model's input size; default: the processor's. A `DataError` says what the processor cannot.
     """
     size, native, config = as_size(image_size), model.convention.native_size, model.config
+    if size is not None:
+        warn_of_part_patches(model, size)
     processor = processor or model.image_processor
     if processor is None:
         name, fallback = config.backbone_name_or_path, size or native or (224, 224)
         processor = processor_of_backbone(model.backbone, name, fallback, revision=config.backbone_revision)
     return ImagePreprocessor(processor, size, native)
+
+
+def warn_of_part_patches(model: SOAPModelWrapper, size: tuple[int, int]) -> None:
+    """Warns of a size `(height, width)` that is no whole number of patches, if these are known."""
+    patch = getattr(model.config.backbone or model.backbone.config, "patch_size", None)
+    sides = list(whole_numbers(patch))
+    if len(set(sides)) != 1 or all(side % sides[0] == 0 for side in size):
+        return
+    whole = [max(1, side // sides[0]) * sides[0] for side in size]
+    way_out = f"{whole[0]}" if len(set(whole)) == 1 else f"{whole[0]}x{whole[1]}"
+    on_main(
+        logger.warning,
+        f"An image size of {size[0]} x {size[1]} is no whole number of the backbone's patches of {sides[0]} pixels: "
+        f"the right and lower edge are cut off or padded; {way_out} is one.",
+    )
 
 
 def processor_of_backbone(

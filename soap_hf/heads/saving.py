@@ -159,7 +159,7 @@ def _lies_at_base_of_adapter(model: Any) -> bool:
     except HeadError as error:
         logger.info(f"Whether the head is that of {base} is not known ({first_sentence(error)}).")
         return False
-    same = ("layers", "layouts", "mu", "tau", "threshold", "checks")
+    same = ("layers", "layouts", "method", "mu", "tau", "threshold", "checks")
     if any(getattr(record.config, name) != getattr(model.config, name) for name in same):
         return False
     parts = [(single, model.projections[str(layer)]) for layer, single in record.projections.items()]

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
+from ..files import missing_path
 from ..runtime.errors import BackboneError
 from ..runtime.head_files import commit_of
 from ..runtime.vision_backbone import bare_backbone, load_backbone, native_image_size
@@ -45,6 +46,7 @@ class OpenedBackbone:
         self.name_or_path = name_or_path or self.model.config.name_or_path or None
         self.revision = revision
         self.is_as_referred = False  # someone may have changed the weights of a live model
+        self.checkpoint_dtype: str | None = None  # of a model by name, as its config says
         self._probes: dict[tuple[int, int], Probe] = {}
 
     @classmethod
@@ -75,12 +77,18 @@ class OpenedBackbone:
             opened = cls(made, tokens=tokens, size=size, reference=reference)
             opened.is_as_referred = True
             return opened
+        if problem := missing_path(name, word_is_path=True):
+            raise BackboneError(problem)
         name = os.path.abspath(name) if os.path.isdir(name) else name  # the working directory may change
         commit = None if os.path.isdir(name) else commit_of(name, revision, token=token)
         pin = {"revision": commit} if commit else {}
         model = load_backbone(name, dtype=dtype or "auto", token=token, **pin, **kwargs)
         opened = cls(model if device is None else model.to(device), name, commit, tokens=tokens, size=size)
         opened.is_as_referred = True
+        said, _ = PretrainedConfig.get_config_dict(
+            name, token=token, **pin
+        )  # of the one loaded, it is the one asked for
+        opened.checkpoint_dtype = said.get("dtype") or said.get("torch_dtype")
         return opened
 
     @property

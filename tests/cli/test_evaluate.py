@@ -6,9 +6,12 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from soap_hf import SOAPModelWrapper, SOAPStatistics
+from soap_hf.heads.card import refresh_card
+from soap_hf.heads.running import read_raw_tokens
 from tests.conftest import noise_image, random_projection
 from tests.evaluation.test_knn import coloured
 from tests.evaluation.test_segmentation import CHECKED, HALVES
@@ -70,23 +73,99 @@ def written(folder, name):
         return list(csv.DictReader(file)), json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize(("mu", "rank"), [("auto", 1), ("1", 1), ("3", 3), ("0", 0)])
-def test_another_strength(run, head, photographs, tmp_path, mu, rank):
-    options = ("--mu", mu, "--output", "out", "--quiet")
-    status, _, err = run("evaluate", "position", head, photographs, *options)
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (["auto,1,3"], {"soap": 2, "soap mu=1": 1, "soap mu=3": 3}),
+        (["auto", "1", "3"], {"soap": 2, "soap mu=1": 1, "soap mu=3": 3}),
+        (["3, 0", "3.0"], {"soap": 2, "soap mu=3": 3, "soap mu=0": 0}),
+    ],
+)
+def test_several_strengths_from_one_pass(run, head, photographs, tmp_path, monkeypatch, given, names):
+    runs = []
+    monkeypatch.setattr(
+        "soap_hf.evaluation.comparison.read_raw_tokens",
+        lambda *values: runs.append(len(values[1])) or read_raw_tokens(*values),
+    )
+    options = [word for one in given for word in ("--mu", one)]
+    status, out, err = run("evaluate", "position", head, photographs, *options, "--output", "out", "--quiet")
     assert (status, err) == (0, "")
-    _, found = written(tmp_path / "out", "position")
-    assert found["settings"]["ranks"] == {"raw": 0, "soap": rank}
-    assert found["settings"]["mu"] == (mu if mu == "auto" else float(mu))
+    assert sum(runs) == 12, "each image goes through the backbone once"
+    rows, found = written(tmp_path / "out", "position")
+    assert found["settings"]["ranks"] == {"raw": 0, **names}
+    assert found["settings"]["mu"] == "auto"
+    assert found["verdicts"].keys() == found["differences"].keys() == names.keys()
+    assert all(f"{name}_share" in rows[0] for name in names)
+    assert all(f" {name} " in out for name in names)
+    if "soap mu=1" in names:  # the leading component is the position
+        assert found["verdicts"]["soap mu=1"]["share"] == {"effect": "less position", "images_to_tell": None}
 
 
-def test_only_the_heads_own_strength_reaches_its_card(run, head, photographs):
-    for name, options in (("other", ("--mu", "3")), ("own", ())):
-        output = head / "evaluation" / name
-        status, _, err = run("evaluate", "position", head, photographs, *options, "--output", output, "--quiet")
-        assert (status, err) == (0, "")
-        found = json.loads((output / "summary.json").read_text(encoding="utf-8"))["means"]["soap"]["share"]
-        assert (f"{found:.6f}" in (head / "README.md").read_text(encoding="utf-8")) == (name == "own")
+def test_strengths_join_the_methods_that_are_asked_for(run, head, photographs, tmp_path):
+    options = (*METHODS[2:], "--mu", "2", "--output", "out", "--quiet")
+    assert run("evaluate", "position", head, photographs, *options)[0] == 0
+    assert list(written(tmp_path / "out", "position")[1]["means"]) == ["raw", "zero-image", "top-pc", "soap mu=2"]
+
+
+def test_the_card_shows_the_heads_own_strength_beside_what_was_compared(run, head, photographs):
+    output = head / "evaluation" / "position"
+    options = ("--method", "soap", "--method", "top-pc", "--mu", 3, "--output", output, "--quiet")
+    assert run("evaluate", "position", head, photographs, *options)[0] == 0
+    means = json.loads((output / "summary.json").read_text(encoding="utf-8"))["means"]
+    card = (head / "README.md").read_text(encoding="utf-8")
+    lines = [line for line in card.splitlines() if line.startswith("| position |")]
+    for method, own in means.items():
+        told = [line for line in lines if f"| {method} |" in line]
+        assert len(told) == (0 if method == "raw" else 3)
+        assert all(any(f"{value:.3f}" in line for line in told) for value in own.values()) or method == "raw"
+    measured = ModelCard(card).data.eval_results
+    assert [round(one.metric_value, 6) for one in measured] == [round(one, 6) for one in means["soap"].values()]
+
+
+def test_what_was_measured_at_another_strength_is_not_the_heads(run, head, photographs):
+    output = head / "evaluation" / "position"
+    assert run("evaluate", "position", head, photographs, "--output", output, "--quiet")[0] == 0
+    found = json.loads((output / "summary.json").read_text(encoding="utf-8"))
+    for changed in ({"mu": 3}, {"method": "top-pc"}, {"ranks": {"soap": 1}}):
+        other = {**found, "settings": {**found["settings"], **changed}}
+        (output / "summary.json").write_text(json.dumps(other), encoding="utf-8")
+        refresh_card(head)
+        assert "| position |" not in (head / "README.md").read_text(encoding="utf-8")
+
+
+def test_reweight(run, head, tmp_path):
+    status, out, err = run("reweight", head, "--mu", 2, "--output", "two", "--no-figures")
+    assert (status, "Making another head" in err) == (0, True)
+    assert "Directions removed: 2 of 32 (mu=2, tau=0.05, threshold=0.75)." in out
+    assert "`soap-hf evaluate matching two DATASET` says if it helps." in out
+    wanted = SOAPModelWrapper.from_pretrained(head).reweight(2)
+    made = SOAPModelWrapper.from_pretrained(tmp_path / "two")
+    assert torch.equal(made.projections["-1"].matrix(), wanted.projections["-1"].matrix())
+    options = ("--method", "top-pc", "--rank", 3, "--output", "two", "--overwrite", "--no-figures", "--quiet")
+    assert run("reweight", head, *options) == (0, "", "")
+    assert "Directions removed: 3 of 32 (top-pc: the principal" in run("info", tmp_path / "two")[1]
+    again = run("reweight", "two", "--method", "soap", "--mu", "auto", "--output", "auto", "--no-figures", "--quiet")
+    assert again == (0, "", "")
+    assert SOAPModelWrapper.from_pretrained(tmp_path / "auto").config.method == "soap"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("", "--mu 2, or a baseline, such as --method top-pc --rank 4"),
+        ("--rank 2", "--mu 2, or a baseline"),
+        ("--mu 2 --rank 2", "--mu 2, or a baseline"),
+        ("--mu -2", "mu=-2 is below 0"),
+        ("--method top-pc --mu 2", "top-pc removes as many directions as --rank says; leave out --mu"),
+        ("--method pca --rank 2", "no method 'pca'; choose from soap, zero-image, top-pc"),
+        ("--method zero-image --rank 30", "pass a rank ≤ that"),
+        ("--mu 2 --method soap --output vit", "holds another model"),
+    ],
+)
+def test_what_no_head_can_be_made_of(refused, head, tmp_path, options, told):
+    where = () if "--output" in options else ("--output", "new")
+    assert told in refused("reweight", head, *options.split(), *where, "--overwrite")
+    assert not (tmp_path / "new").exists()
 
 
 def test_knn(run, head, colours, tmp_path):

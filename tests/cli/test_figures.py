@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from soap_hf import SOAPModelWrapper, fit_soap
+from soap_hf.runtime.errors import HeadError
 from tests.conftest import noise_image, random_projection
 
 OF_THE_HEAD = ["response_maps.png", "score_curve.png"]
@@ -124,11 +125,42 @@ def test_a_fit_puts_its_figures_beside_the_head_and_removes_those_of_an_earlier_
     assert not (tmp_path / "head" / "figures").exists()
 
 
-def test_a_fit_without_matplotlib_says_so_in_a_line_and_goes_on(run, vit_folder, images, tmp_path, monkeypatch):
-    images.save_to_disk(tmp_path / "data")
+@pytest.fixture
+def no_matplotlib(monkeypatch):
+    """As in an environment without it."""
     for name in [name for name in sys.modules if name.startswith(("soap_hf.figures", "matplotlib"))]:
         monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("soap_hf.figures", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+
+def test_without_matplotlib_nothing_is_begun_that_needs_it(
+    run, refused, vit_folder, images, tmp_path, no_matplotlib, monkeypatch
+):
+    images.save_to_disk(tmp_path / "data")
+    run("fit", vit_folder, "data", "--num-images", 64, "--mu", 1, "--no-figures", "--quiet", "--output", "head")
+    told = 'Figures need matplotlib; run pip install "soap-hf[figures]".'
+    assert told in refused("tune", "head", "data", "--figure", "curve.png")
+    said = []
+    monkeypatch.setattr("soap_hf.cli.fit.show", lambda what, **_: said.append(what))
+    for work, words in {
+        "soap_hf.fitting.fit.fit_soap": ("fit", vit_folder, "data", "--output", "new"),
+        "soap_hf.evaluation.strength.choose_mu": ("tune", "head", "data", "--output", "new"),
+        "soap_hf.cli.evaluate.load_head": ("reweight", "head", "--mu", 2, "--output", "new"),
+    }.items():
+        said.clear()
+
+        def begin(*_, **__):
+            said.append("begun")
+            raise HeadError("That is enough.")
+
+        monkeypatch.setattr(work, begin)
+        assert run(*words)[0] == 1
+        assert said == [f"No figures: {told}", "begun"]
+
+
+def test_a_fit_without_matplotlib_says_so_in_a_line_and_goes_on(run, vit_folder, images, tmp_path, no_matplotlib):
+    images.save_to_disk(tmp_path / "data")
     status, out, err = run("fit", vit_folder, "data", "--num-images", 64, "--mu", 1, "--quiet", "--output", "head")
     assert (status, out) == (0, "")
     assert err == 'No figures: Figures need matplotlib; run pip install "soap-hf[figures]".\n'

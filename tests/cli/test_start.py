@@ -1,6 +1,7 @@
 """The command line answers before the heavy imports, and works as well with them as `import soap_hf` does."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -122,3 +123,39 @@ def test_a_glance_shows_what_opening_the_head_shows(heads, capsys):
             print_report(config)
             shown.append(capsys.readouterr().out)
         assert shown[0] == shown[1] != ""
+
+
+@pytest.mark.parametrize("moment", ["rich", "torch", "datasets", "accelerate"])
+def test_ctrl_c_during_imports_ends_with_130_and_one_word(moment, tmp_path):
+    """A module that is imported early stands still, and says so; one that swallows the exception does no harm."""
+    (tmp_path / "hold").mkdir()
+    (tmp_path / "hold" / "sitecustomize.py").write_text(HOLD.format(moment=moment), encoding="utf-8")
+    command = [sys.executable, "-c", "import soap_hf_cli; soap_hf_cli.main()"]
+    words = ["fit", str(EXAMPLES / "vit-mae-tiny"), str(EXAMPLES / "photos" / "fit"), "--output", "head"]
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path / 'hold'}:{ROOT}", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*command, *words], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "holding\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.splitlines()[-1]) == (130, "Interrupted.")
+    assert "Traceback" not in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hold"]
+
+
+HOLD = """
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+class Hold:
+    def find_spec(self, name, path=None, target=None):
+        if name == {moment!r}:
+            print("holding", flush=True)
+            try:
+                time.sleep(60)
+            except KeyboardInterrupt as error:
+                raise ImportError("cannot import " + name) from error
+
+sys.meta_path.insert(0, Hold())
+"""

@@ -147,12 +147,17 @@ def test_what_is_no_data_set_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("text")
+    (tmp_path / "films").mkdir()
+    for film in ("a.mp4", "b.MP4"):
+        (tmp_path / "films" / film).write_bytes(b"film")
     for name, message in {
         "notes.txt": "is a file but neither parquet nor tar",
         "broken.parquet": "cannot be opened",
-        "empty": "holds no images, parquet or tar files",
-        "texts": "holds no images, parquet or tar files",
-        "missing": "cannot be opened",
+        "empty": "holds no images, parquet or tar files, since it is empty; give",
+        "texts": "holds no images, parquet or tar files; give",
+        "films": r"tar files, but 2 \.mp4 \(videos; save their frames as images\), e\.g\. 'a\.mp4'; give",
+        "missing": "There is no file or folder .*; check the path",
+        "note.txt": "There is no file or folder .*; did you mean .*notes.txt",
     }.items():
         with pytest.raises(DataError, match=message) as raised:
             open_dataset(str(tmp_path / name))

@@ -275,7 +275,7 @@ def test_a_heic_file_is_read_or_the_way_is_told(tmp_path, caplog):
         import pillow_heif  # noqa: F401
     except ImportError:
         assert len(open_dataset(tmp_path)) == 2
-        assert "1 .heic (needs pillow-heif), e.g. 'phone.HEIC'" in caplog.text
+        assert "1 .heic (to read them, pip install pillow-heif), e.g. 'phone.HEIC'" in caplog.text
     else:
         assert len(open_dataset(tmp_path)) == 3
 

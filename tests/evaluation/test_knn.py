@@ -153,6 +153,11 @@ def test_what_cannot_be_classified_is_refused_before_any_image_is_read(compariso
     more = labelled(coloured(2, {**COLOURS, "blue": (0, 0, 250)}))
     with pytest.raises(DataError, match=r"^Class 'blue' of the test images has no training image"):
         evaluate_knn(comparison, train, more, neighbours=(1,))
+    few = Examples(coloured(6), label_column="label", num_images=6)
+    with pytest.raises(
+        DataError, match=r"training images in the sample of 6 of 12, fewer than k = 20; draw more \(--num-train"
+    ):
+        evaluate_knn(comparison, few, test)
     for neighbours in ((), (0, 1)):
         with pytest.raises(SOAPError, match="k must be a whole number"):
             evaluate_knn(comparison, train, test, neighbours=neighbours)

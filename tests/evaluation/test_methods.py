@@ -5,10 +5,12 @@ import torch
 from torch.nn.functional import normalize
 from transformers import ViTImageProcessorPil
 
-from soap_hf import SOAPModelWrapper, SOAPStatistics
+from soap_hf import SOAPConfig, SOAPModelWrapper, SOAPStatistics
 from soap_hf.data.preprocessing import ImagePreprocessor
 from soap_hf.evaluation.comparison import Comparison
-from soap_hf.evaluation.methods import head_layer, head_preprocessor, method_projections
+from soap_hf.evaluation.methods import as_baseline, head_layer, head_preprocessor, method_projections
+from soap_hf.heads.glance import glance
+from soap_hf.heads.provenance import METHODS
 from soap_hf.runtime.errors import HeadError, SOAPError
 from tests.conftest import random_projection
 
@@ -143,3 +145,62 @@ def test_pixels_are_made_as_the_head_says_else_as_its_backbone(vit, projection, 
     vit.config.name_or_path = ""
     assert head_preprocessor(SOAPModelWrapper.from_backbone(vit, projection)).size == (32, 32)
     assert "No image processor" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["zero-image", "top-pc"])
+def test_a_baseline_is_saved_as_a_head_and_named_as_one(model, method, tmp_path):
+    model.reweight(2)
+    soap, wanted = model.projections["-1"].matrix(), method_projections(model, [method], rank=3)[method].matrix()
+    as_baseline(model, method, rank=3).save_pretrained(tmp_path / "head", include_backbone=True)
+    loaded = SOAPModelWrapper.from_pretrained(tmp_path / "head")
+    assert (loaded.config.method, loaded.config.ranks, loaded.config.checks) == (method, [3], [])
+    torch.testing.assert_close(loaded.projections["-1"].matrix(), wanted)
+    assert {row["weight"] for row in loaded.config.components[0]} == {0}
+    assert glance(tmp_path / "head").method == method
+    comparison = Comparison.of(loaded)
+    assert list(comparison.methods) == ["raw", method], "it is called what it is"
+    torch.testing.assert_close(comparison.methods[method].matrix(), wanted)
+    methods = Comparison.of(loaded, ["soap", method], rank=1).methods
+    torch.testing.assert_close(methods["soap"].matrix(), soap)
+    assert methods[method].rank == 1
+    card = (tmp_path / "head" / "README.md").read_text(encoding="utf-8")
+    assert "*baseline* of [SOAP]" in card
+    assert f"({method}: {METHODS[method]}, entirely)" in card
+    torch.testing.assert_close(loaded.reweight(2).projections["-1"].matrix(), soap)
+    assert loaded.config.method == "soap"
+
+
+def test_a_head_of_several_layers_becomes_a_baseline_in_each(vit, processor):
+    projections = {1: random_projection(32), -1: random_projection(32, rank=3)}
+    model = SOAPModelWrapper.from_backbone(vit, projections, image_processor=processor)
+    assert as_baseline(model, "zero-image").config.ranks == [2, 3]
+    with pytest.raises(SOAPError, match="'soap' is no baseline; choose from zero-image, top-pc"):
+        as_baseline(model, "soap")
+
+
+def test_what_a_config_calls_its_method_is_checked():
+    assert SOAPConfig().method == "soap", "as heads are that say nothing of it"
+    for other in ("pca", 3, None, ["soap"]):
+        with pytest.raises(HeadError, match="method of the wrong kind"):
+            SOAPConfig(method=other)
+
+
+def test_a_strength_is_no_negative_number_and_not_nearly_everything(model, caplog):
+    for call in (model.reweight, lambda mu: Comparison.of(model, mu=[mu])):
+        with pytest.raises(SOAPError, match=r"mu=-1 is below 0, .*; 0 removes nothing"):
+            call(-1)
+    model.reweight(16)
+    assert not caplog.text
+    model.reweight(17)
+    assert "17 of the 32 directions of layer -1 are removed, which leaves little" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("size", "way_out"), [((36, 36), "32 is one"), ((32, 41), "32x40 is one"), ((4, 8), "8 is one")]
+)
+def test_a_size_in_parts_of_patches_is_warned_of(model, caplog, size, way_out):
+    head_preprocessor(model, (40, 32))
+    assert not caplog.text
+    head_preprocessor(model, size)
+    assert f"{size[0]} x {size[1]} is no whole number of the backbone's patches of 8 pixels" in caplog.text
+    assert way_out in caplog.text

@@ -11,11 +11,13 @@ from rich.console import Console
 
 from soap_hf.evaluation import results
 from soap_hf.evaluation.results import (
+    Interval,
     command_line,
     paired_difference,
     resamples,
     results_table,
     summary,
+    verdict,
     write_results,
 )
 from soap_hf.runtime.errors import SOAPError
@@ -57,6 +59,42 @@ def test_ninety_five_of_a_hundred_intervals_hold_the_truth():
     intervals = [paired_difference(torch.zeros(40), one, repeats=400) for one in draws]
     share = sum(low <= 0.3 <= high for _, low, high in intervals) / len(intervals)
     assert 0.91 < share < 0.98
+
+
+@pytest.mark.parametrize(
+    ("ends", "metric", "effect"),
+    [
+        ((0.1, 0.01, 0.2), "iou", "helps"),
+        ((-0.1, -0.2, -0.01), "iou", "hurts"),
+        ((0.1, 0.01, 0.2), "stuck", "hurts"),
+        ((-0.1, -0.2, -0.01), "stuck", "helps"),
+        ((-0.1, -0.2, -0.01), "share", "less position"),
+        ((0.1, 0.01, 0.2), "row_r2", "more position"),
+        ((0.0, 0.0, 0.0), "iou", "no difference"),
+        ((0.0, -0.1, 0.1), "iou", "no measurable difference"),
+    ],
+)
+def test_a_verdict_is_plain(ends, metric, effect):
+    assert verdict(Interval(*ends), metric, images=100) == (effect, None)
+    few = "no difference" if effect == "no difference" else "too few images"
+    assert verdict(Interval(*ends), metric, images=7) == (few, None)
+
+
+def test_so_many_images_would_tell_four_times_in_five():
+    draw = torch.Generator().manual_seed(5)
+    first = torch.randn(100, generator=draw)
+    first = (first - first.mean()) / first.std() + 0.1  # the true difference, as chance shows it
+    told = verdict(paired_difference(torch.zeros(100), first), "iou", images=100)
+    assert told.effect == "no measurable difference"
+    assert told.images_to_tell == pytest.approx(0.1**-2 * 2.8**2, rel=0.1)
+    again = torch.randn(200, told.images_to_tell, generator=draw) + 0.1
+    seen = [paired_difference(torch.zeros(len(one)), one, repeats=300).low > 0 for one in again]
+    assert 0.7 < sum(seen) / len(seen) < 0.9
+
+
+def test_a_number_of_images_without_end_is_not_told():
+    assert str(verdict(Interval(1e-300, -1.0, 1.0), "iou", images=100)).endswith("; over a million images would tell")
+    assert verdict(Interval(0.1, -1e-6, 0.2), "iou", images=100).images_to_tell >= 100
 
 
 def test_a_seed_names_the_resamples_and_memory_does_not_change_them(monkeypatch):
@@ -116,9 +154,9 @@ def test_both_files_come_back(found, tmp_path):
     assert [float(row["soap_iou"]) for row in rows] == [0.5, 0.75]
     read = json.loads((tmp_path / "new" / "summary.json").read_text(encoding="utf-8"))
     assert read["differences"]["soap"]["iou"] == {"mean": 0.125, "low": 0.0, "high": 0.25}
-    assert {name: read[name] for name in found if name != "differences"} == {
-        name: found[name] for name in found if name != "differences"
-    }
+    assert read["verdicts"]["soap"]["iou"] == {"effect": "too few images", "images_to_tell": None}
+    others = found.keys() - {"differences", "verdicts"}
+    assert {name: read[name] for name in others} == {name: found[name] for name in others}
 
 
 def test_nothing_half_written_is_left(found, tmp_path):

@@ -7,6 +7,7 @@ import torch
 
 from soap_hf import SOAPProjection, fit_soap, suppression_weights
 from soap_hf.fitting.convergence import CHECK_EVERY, STEADY_CHECKS, Convergence, Removal, projector_distance
+from soap_hf.heads.report import IMAGES_TO_SETTLE, summary
 from soap_hf.runtime.errors import DataError
 from tests.conftest import noise_image, random_projection
 
@@ -99,3 +100,33 @@ def test_checks_change_nothing_of_the_fit(vit, many, processor, monkeypatch):
 def test_a_tolerance_that_is_none_is_refused(vit, images, tolerance):
     with pytest.raises(DataError, match="tolerance must lie between 0 and 1"):
         fit_soap(vit, images, tolerance=tolerance)
+
+
+def test_so_many_images_can_settle_and_fewer_cannot():
+    still = removal([0.9, 0.7, 0.7, 0.7])
+    convergence = Convergence(0.05)
+    for seen in range(1, IMAGES_TO_SETTLE + 1):
+        assert convergence.converged_after is None
+        if convergence.due(seen):
+            convergence.check(seen, {-1: still})
+    assert convergence.converged_after == IMAGES_TO_SETTLE
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        (
+            (600, 512),
+            "What is removed had settled after 512 images: in three checks running it moved by less than 0.05.",
+        ),
+        (
+            (511, None),
+            "What is removed may move with more images: 511 are too few images to judge that, which takes 512.",
+        ),
+        ((700, None), "What is removed had not settled: at one of its last three checks it moved by 0.05 or more;"),
+    ],
+)
+def test_the_report_says_plainly_whether_it_settled(vit, images, processor, told, words):
+    model = fit_soap(vit, images, image_processor=processor, num_images=16, check=0, progress=False)
+    model.config.fit |= dict(zip(("num_images", "converged_after"), told, strict=True))
+    assert words in summary(model.config)[-1]

@@ -9,6 +9,8 @@ from transformers import PreTrainedModel, ViTMAEForPreTraining
 from soap_hf import PatchLayout, SOAPStatistics, fit_soap, synthesize_images
 from soap_hf.data.preprocessing import ImagePreprocessor
 from soap_hf.evaluation import position_variance_share
+from soap_hf.extract.arguments import ExtractArguments
+from soap_hf.fitting.arguments import FitArguments
 from soap_hf.runtime.errors import BackboneError, DataError, NonFiniteTokensError, SOAPError
 
 
@@ -198,6 +200,36 @@ def test_bad_input_is_refused_before_a_single_image_is_read(vit, images, fit, op
     with pytest.raises(error):
         fit(vit, images, **options)
     assert len(seen) <= 1  # the probe
+
+
+@pytest.mark.parametrize(("short", "name"), [("fp16", "float16"), ("bf16", "bfloat16"), ("torch.float32", "float32")])
+def test_dtypes_have_short_names(short, name):
+    assert FitArguments(dtype=short).dtype == ExtractArguments(dtype=short).dtype == name
+    assert FitArguments(dtype=torch.float16).dtype is torch.float16
+
+
+@pytest.mark.parametrize("kind", [FitArguments, ExtractArguments])
+def test_what_is_no_dtype_is_refused(kind):
+    for text in ("fp17", "int8", "float3"):
+        with pytest.raises(DataError, match=f"'{text}' is no dtype of a backbone; give float32, .*bf16"):
+            kind(dtype=text)
+
+
+def test_in_what_half_precision_is_fitted_is_said(vit, images, processor, tmp_path, caplog, fit):
+    options = {"num_images": 16, "check": 0, "progress": False}
+    vit.to(torch.bfloat16).save_pretrained(tmp_path / "half")
+    processor.save_pretrained(tmp_path / "half")
+    whole = fit_soap(tmp_path / "half", images, device="cpu", **options)
+    assert whole.config.backbone_dtype == "float32"
+    told = "The checkpoint is in bfloat16, but is fitted in float32; pass dtype=bfloat16 to keep that."
+    assert told in caplog.text
+    live = fit_soap(vit, images, image_processor=processor, **options)
+    assert live.config.backbone_dtype == "bfloat16"
+    assert "The live model is in bfloat16, and is fitted so; move it by model.float()" in caplog.text
+    caplog.clear()
+    fit_soap(tmp_path / "half", images, device="cpu", dtype="bf16", **options)
+    fit_soap(vit.float(), images, image_processor=processor, **options)
+    assert "fitted" not in caplog.text
 
 
 def test_a_pretraining_model_is_fitted_by_its_encoder(mae_folder, photos):

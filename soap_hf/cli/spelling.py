@@ -1,0 +1,85 @@
+"""Messages as the command line spells its options: Python's `image_column=…` is `--image-column` here."""
+
+import dataclasses
+import logging
+import re
+import typing
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import typer
+
+PLAIN_VERBS = "must|is a|has a|keeps|needs"
+"""What follows the name of an option that is a common word, where it begins a sentence about the option."""
+
+REPHRASED = {
+    r", or cast it with dataset\.cast_column\(.*?\)\)": "",
+    r" with dataset\.rename_column": "",
+    r"; if it moved, pass backbone=…": "; move it back, or load the head in Python with backbone=…",
+    r"pass a model with those, e\.g\. as backbone=…, or fit": "give the backbone those, or fit",
+    r" or None, not ": " or none, not ",
+}
+"""What only Python can do, and how it is said here."""
+
+
+def options_of_command(command: Any) -> dict[str, str]:
+    """The options of a command by the name of their field, e.g. `{"image_column": "--image-column"}`."""
+    if not dataclasses.is_dataclass(command):
+        return {}
+    hints = typing.get_type_hints(type(command), include_extras=True)
+    options = {}
+    for single in dataclasses.fields(command):
+        about = getattr(hints[single.name], "__metadata__", ())
+        if any(isinstance(one, type(typer.Option())) for one in about):
+            options[single.name] = f"--{single.name.replace('_', '-')}"
+    return options
+
+
+def spelled(message: str, options: Mapping[str, str]) -> str:
+    """A message of the package, with the options of a command as one types them.
+
+    Example:
+        >>> options = {name: f"--{name.replace('_', '-')}" for name in ("image_column", "patches", "pooling", "tau")}
+        >>> spelled("The data set has no column 'picture'; choose one with image_column=….", options)
+        "The data set has no column 'picture'; choose one with --image-column …."
+        >>> spelled("tau must be above 0, not 0; pass patches=True or pooling=None.", options)
+        '--tau must be above 0, not 0; pass --patches or --pooling none.'
+    """
+    for said, here in REPHRASED.items():
+        message = re.sub(said, here, message)
+    message = re.sub(r"(\(--[\w-]+), \w+=(\w+|…)\)", r"\1)", message)  # said in both ways already
+    for name, option in options.items():
+        message = re.sub(rf"(?<![\w.'\"`-]){name}=True\b", option, message)
+        message = re.sub(rf"(?<![\w.'\"`-]){name}=False\b", f"--no-{option.removeprefix('--')}", message)
+        message = re.sub(rf"(?<![\w.'\"`-]){name}=None\b", f"{option} none", message)
+        message = re.sub(rf"(?<![\w.'\"`-]){name}=", f"{option} ", message)
+        whole = rf"(?<![\w.'\"`/=-]){name}(?![\w'\"`/=(-])"
+        if "_" in name:
+            message = re.sub(whole, option, message)
+        else:
+            message = re.sub(rf"^{name}(?= (?:{PLAIN_VERBS})\b)", option, message)
+    return message
+
+
+@contextmanager
+def spelling_of(command: Any) -> Iterator[Mapping[str, str]]:
+    """Within the block the package's warnings are spelled for a command, too; yields its options."""
+    options = options_of_command(command)
+
+    def spell(record: logging.LogRecord) -> bool:
+        if record.name.startswith("soap_hf"):
+            record.msg, record.args = spelled(record.getMessage(), options), ()
+        return True
+
+    loggers = (logging.getLogger("soap_hf"), logging.getLogger("transformers"), logging.root)
+    handlers = {handler for logger in loggers for handler in logger.handlers} | {
+        cast(logging.Handler, logging.lastResort)
+    }
+    for handler in handlers:
+        handler.addFilter(spell)
+    try:
+        yield options
+    finally:
+        for handler in handlers:
+            handler.removeFilter(spell)
