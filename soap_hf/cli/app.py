@@ -19,7 +19,7 @@ from .fit import Fit, Score
 from .heads import Info, PushHead, Reweight
 from .help import DECIDE, MAKE, USE, JobGroup, QuietCommand
 from .options import Command, is_first_process
-from .spelling import options_of_command, spelled, spelling_of
+from .spelling import options_of_command, patience_in_a_word, spelled, spelling_of
 from .tune import Tune
 
 app = typer.Typer(
@@ -91,7 +91,7 @@ def _status_of(arguments: list[str], debug: bool, prepare: Callable[[], object] 
         command.announce()
         if prepare is not None and command.needs_package:
             prepare()
-        with spelling_of(command):
+        with spelling_of(command), patience_in_a_word():
             command.run()
         return 0
     except KeyboardInterrupt:
