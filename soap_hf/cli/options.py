@@ -11,7 +11,7 @@ import typer
 from ..data.arguments import HUB, RUNNING, parse_image_size
 from ..heads.printing import show
 from ..runtime.errors import SOAPError, first_sentence
-from .spelling import spelling_of
+from .spelling import patience_in_a_word, spelling_of
 
 Backbone = Annotated[
     str,
@@ -80,7 +80,7 @@ class Command:
         complete = vars(sys.modules["soap_hf"]).pop("_complete", None)
         if complete is not None and self.needs_package:
             complete()
-        with spelling_of(self):
+        with spelling_of(self), patience_in_a_word():
             self.run()
 
     def announce(self) -> None:

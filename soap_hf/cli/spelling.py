@@ -22,6 +22,11 @@ REPHRASED = {
 }
 """What only Python can do, and how it is said here."""
 
+OUT_OF_REACH = (
+    "The Hub cannot be reached; trying on for a while. With HF_HUB_OFFLINE=1 in the environment, what was fetched "
+    "before is used at once."
+)
+
 
 def options_of_command(command: Any) -> dict[str, str]:
     """The options of a command by the name of their field, e.g. `{"image_column": "--image-column"}`."""
@@ -60,6 +65,31 @@ def spelled(message: str, options: Mapping[str, str]) -> str:
         else:
             message = re.sub(rf"^{name}(?= (?:{PLAIN_VERBS})\b)", option, message)
     return message
+
+
+@contextmanager
+def patience_in_a_word() -> Iterator[None]:
+    """Within the block huggingface_hub says once that the Hub does not answer, not at each of its tries."""
+    said = False
+
+    def once(record: logging.LogRecord) -> bool:
+        nonlocal said
+        message = record.getMessage()
+        if not re.match(r"Retrying in|Rate limited|.* thrown while requesting", message):
+            return True
+        if said:
+            return False
+        said = True
+        if "thrown while" in message and not message.startswith("HTTP Error"):
+            record.msg, record.args = OUT_OF_REACH, ()
+        return True
+
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    logger.addFilter(once)
+    try:
+        yield
+    finally:
+        logger.removeFilter(once)
 
 
 @contextmanager

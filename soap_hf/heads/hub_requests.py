@@ -36,7 +36,7 @@ def retried(call: Callable[[], T], lost_replies: bool = True) -> T:
 
     `lost_replies`: also after the connection broke, when the call may have been carried out all the same.
     """
-    for wait in WAITS:
+    for number, wait in enumerate(WAITS):
         try:
             return call()
         except OfflineModeIsEnabled:
@@ -45,7 +45,10 @@ def retried(call: Callable[[], T], lost_replies: bool = True) -> T:
             status, headers = _reply(error)
             if not (status in TRANSIENT or (status is None and lost_replies)):
                 raise
-            logger.warning(f"The Hub did not answer as it should ({first_sentence(error)}); trying again in {wait} s.")
+            tell = logger.info if number else logger.warning  # once is enough
+            tell(
+                f"The Hub did not answer as it should ({first_sentence(error)}); trying up to {len(WAITS)} times more."
+            )
             asked = headers.get("Retry-After", "")
             time.sleep(min(float(asked), 60) if asked.isdecimal() else wait)
     return call()
