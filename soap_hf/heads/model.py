@@ -110,7 +110,8 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
             revision (`str`, *optional*): commit of the backbone.
             layout ([`PatchLayout`], or a dict of them by layer, *optional*): found if not given.
             layer (`int`, defaults to -1): which tensor a single projection belongs to.
-            image_size (`int` or `(height, width)`, *optional*): to look at the backbone; default: native or 224.
+            image_size (`int` or `(height, width)`, *optional*): to look at the backbone; default: as in
+                [`PatchLayout.detect`].
             image_processor (*optional*): saved beside the head.
             statistics ([`SOAPStatistics`], or a dict of them by layer, *optional*): the same; `reweight` needs them.
             tokens (`str` or callable, *optional*): of a module of another library, where its patch tokens are, as in
@@ -129,12 +130,10 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
         live = backbone.model
         wanted = dict(projection) if isinstance(projection, Mapping) else {layer: projection}
         given = dict(layout) if isinstance(layout, Mapping) else {} if layout is None else {layer: layout}
-        probe = backbone.probe(as_size(image_size), hidden_states=any(key >= 0 for key in wanted))
+        layouts, widths = backbone.layouts(wanted, as_size(image_size), given)
         projections: dict[int, SOAPProjection] = {}
-        layouts: dict[int, PatchLayout] = {}
         for key, single in wanted.items():
-            layouts[key] = given.get(key) or PatchLayout.from_probe(probe, key)
-            width = layouts[key].patches(probe.tokens(key), probe.size).shape[-1]
+            width = widths[key]
             projections[key] = SOAPProjection.identity(width) if single is None else single
             if projections[key].dim != width:
                 raise HeadError(
