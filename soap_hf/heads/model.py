@@ -1,8 +1,8 @@
 """A head in Python: put on a backbone, saved, pushed, described by its statistics, and given another strength."""
 
-import copy
 import os
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from ..layout.detection import PatchLayout
 from ..layout.plain import name_of
 from ..runtime import modeling_soap
 from ..runtime.errors import HeadError, OutputError, first_sentence
-from ..runtime.head_files import PROCESSOR_FILE, HeadSource, read_json
+from ..runtime.head_files import HUB_KWARGS, PROCESSOR_FILE, HeadSource, read_json
 from ..runtime.patch_layout import as_size
 from ..runtime.projection import SOAPProjection
 from ..runtime.vision_backbone import weight_digests
@@ -271,9 +271,10 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
 class SOAPBackbone(modeling_soap.SOAPBackbone, SOAPModelWrapper):
     """A vision backbone whose clean patch tokens come out as feature maps, a stage for each layer of the head.
 
-    Stages are named `layer<i>`, and `last` for `last_hidden_state`; `out_features` or `out_indices` of the config
-    choose among them (default: all, in the order of the head). The same head loads as [`SOAPModelWrapper`] too.
-    `AutoBackbone.from_pretrained` loads it by hub id; given a folder it fails for every model of transformers.
+    Stages are named `layer<i>`, and `last` for `last_hidden_state`; `out_features` or `out_indices`, of the config or
+    of `from_pretrained`, choose among them (default: all, in the order of the head). The same head loads as
+    [`SOAPModelWrapper`] too. `AutoBackbone.from_pretrained` loads it by hub id; given a folder it fails for every model
+    of transformers.
 
     Example:
         >>> import torch
@@ -291,6 +292,34 @@ class SOAPBackbone(modeling_soap.SOAPBackbone, SOAPModelWrapper):
     config_class = SOAPConfig  # transformers gives each class below one of its own
     layout_class = PatchLayout
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *model_args: Any,
+        config: SOAPConfig | None = None,
+        out_features: list[str] | None = None,
+        out_indices: list[int] | tuple[int, ...] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As [`SOAPModelWrapper`]'s, with the stages to give, by name or by number; default: those of the config.
+
+        Raises:
+            HeadError: there is no such stage, or they are not in the order of the head; before anything is loaded.
+        """
+        if out_features is not None or out_indices is not None:
+            hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
+            source = HeadSource.open(pretrained_model_name_or_path, **hub_kwargs)
+            config = (source.base_of_adapter() or source).config(SOAPConfig) if config is None else deepcopy(config)
+            try:
+                config.set_output_features_output_indices(out_features, out_indices)
+            except (ValueError, IndexError) as error:
+                raise HeadError(
+                    f"The stages of the head {source.name_or_path!r} are {', '.join(config.stage_names)}, in this "
+                    f"order; choose among them ({first_sentence(error)})."
+                ) from error
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+
 
 def _lasting_reference(name: str | None) -> str | None:
     """A hub id as it is; a folder with its whole path, since the working directory may change."""
@@ -301,7 +330,7 @@ def _config_copy(backbone: PreTrainedModel) -> Any:
     """The backbone's config without its path, which may be private; `None` if transformers does not know the type."""
     if backbone.config.model_type not in CONFIG_MAPPING:
         return None
-    config = copy.deepcopy(backbone.config)
+    config = deepcopy(backbone.config)
     config._name_or_path = ""
     config.architectures = [type(backbone).__name__]
     return config
