@@ -13,6 +13,7 @@ from ..compat import AutoImageProcessor
 from ..layout.backbone import OpenedBackbone
 from ..layout.detection import PatchLayout
 from ..layout.plain import name_of
+from ..notebooks import html_of, printable
 from ..runtime import modeling_soap
 from ..runtime.errors import HeadError, OutputError, first_sentence
 from ..runtime.head_files import HUB_KWARGS, PROCESSOR_FILE, HeadSource, read_json
@@ -27,6 +28,7 @@ from .hub import push_model
 from .opening import read_statistics
 from .plain import opened_for_head, put_on_module, put_on_transformers
 from .provenance import all_values, check_provenance
+from .report import report
 from .saving import save_head
 
 
@@ -160,6 +162,19 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
         model.training = live.training  # not train(): it would put every part of a live backbone in this mode
         return model
 
+    def __repr__(self) -> str:
+        config, stages = self.config, []
+        for layer, rank, size in zip(config.layers, config.ranks, config.hidden_sizes, strict=True):
+            stages.append(f"{rank} of {size} directions" + (f" of layer {layer}" if layer >= 0 else ""))
+        what = f"{', '.join(stages)} removed, mu={config.mu}" if self._cleaning else "disabled"
+        where = config.backbone_name_or_path or "in memory"
+        dtype = str(self.dtype).removeprefix("torch.")
+        name = f"{type(self).__name__}({name_of(self.backbone)} {where}: {what}, {dtype} on {self.device})"
+        return printable(name)
+
+    def _repr_html_(self) -> str:
+        return html_of(repr(self), *report(self.config))
+
     def reweight(self, mu: Mu = "auto", tau: float = 0.05, threshold: float = 0.75) -> "SOAPModelWrapper":
         """Another strength, from the stored statistics and without a new fit; returns itself.
 
@@ -273,8 +288,8 @@ class SOAPBackbone(modeling_soap.SOAPBackbone, SOAPModelWrapper):
 
     Stages are named `layer<i>`, and `last` for `last_hidden_state`; `out_features` or `out_indices`, of the config or
     of `from_pretrained`, choose among them (default: all, in the order of the head). The same head loads as
-    [`SOAPModelWrapper`] too. `AutoBackbone.from_pretrained` loads it by hub id; given a folder it fails for every model
-    of transformers.
+    [`SOAPModelWrapper`] too. `AutoBackbone.from_pretrained` loads it by hub id; given a folder it fails for every
+    model of transformers.
 
     Example:
         >>> import torch
