@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -17,13 +18,14 @@ from ..notebooks import html_of, printable
 from ..runtime import modeling_soap
 from ..runtime.errors import HeadError, OutputError, first_sentence
 from ..runtime.head_files import HUB_KWARGS, PROCESSOR_FILE, HeadSource, read_json
-from ..runtime.patch_layout import as_size
+from ..runtime.patch_layout import Pooling, as_size
 from ..runtime.projection import SOAPProjection
 from ..runtime.vision_backbone import weight_digests
 from ..statistics.semantic_invariance import Mu
 from ..statistics.soap_statistics import SOAPStatistics
 from .adapters import adapted_layers, without_adapters
 from .config import SOAPConfig
+from .encoding import encode
 from .hub import push_model
 from .opening import read_statistics
 from .plain import opened_for_head, put_on_module, put_on_transformers
@@ -236,6 +238,56 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
                     f"({first_sentence(error)}); mend or remove its {PROCESSOR_FILE}."
                 ) from error
         return self._image_processor
+
+    def encode(  # type: ignore[override]
+        self,
+        images: Any,
+        *,
+        batch_size: int = 32,
+        pooling: Pooling | None = "mean",
+        normalize: bool = False,
+        image_size: int | tuple[int, int] | None = None,
+        image_column: str = "image",
+        as_tensor: bool = False,
+        progress: bool = True,
+    ) -> np.ndarray | Tensor:
+        """One vector per image, or its clean patch tokens, without gradients and in the order of the images.
+
+        Args:
+            images: a path, a PIL image or an array `(H, W, 3)` uint8; a list of those; a folder, a data set's name on
+                the Hub, or a data set of `datasets` or torch.
+            batch_size (`int`, defaults to 32): images in a forward pass.
+            pooling (`str`, *optional*, defaults to `"mean"`): of the clean patches, `"cls"`, or `"cls+mean"`; `None`
+                gives the patch tokens.
+            normalize (`bool`, defaults to `False`): to length 1.
+            image_size (`int` or `(height, width)`, *optional*): the model's input size; default: the processor's.
+            image_column (`str`, defaults to `"image"`): of a data set, the column that holds the images.
+            as_tensor (`bool`, defaults to `False`): a tensor of torch, on the CPU, instead of an array of numpy.
+            progress (`bool`, defaults to `True`): show a bar.
+
+        Returns:
+            float32 of shape `(N, D)`, `(N, 2 * D)` for `"cls+mean"`, `(N, *grid, D)` without pooling; for one image
+            without the `N`. The tokens are those of the last layer of the head.
+
+        Raises:
+            DataError: an image cannot be read, or is none; names it.
+            LayoutError: the backbone has no CLS token, or there is no such pooling.
+
+        Example:
+            >>> from PIL import Image
+            >>> from transformers import ViTConfig, ViTModel
+            >>> from soap_hf import SOAPModelWrapper
+            >>> vit = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+            ...                          intermediate_size=8, image_size=32, patch_size=8))
+            >>> model = SOAPModelWrapper.from_backbone(vit, None)
+            >>> photos = [Image.new("RGB", (40, 30), (60 * i, 0, 0)) for i in range(3)]
+            >>> model.encode(photos, normalize=True, progress=False).shape
+            (3, 8)
+            >>> model.encode(photos[0], pooling=None).shape
+            (4, 4, 8)
+        """
+        how: Any = {"batch_size": batch_size, "pooling": pooling, "normalize": normalize, "image_size": image_size}
+        return encode(self, images, image_column=image_column, as_tensor=as_tensor, progress=progress, **how)
 
     def save_pretrained(  # type: ignore[override]
         self,

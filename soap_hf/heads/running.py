@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from ..data.preprocessing import ImagePreprocessor, load_image_processor, timm_processor
 from ..layout.plain import PlainBackbone
+from ..runtime.modeling_soap import SOAPModelWrapper
 from ..runtime.patch_layout import as_size, check_finite, layer_tokens
-from .model import SOAPModelWrapper
 
 
 class RawTokens(NamedTuple):
@@ -41,7 +41,7 @@ def read_raw_tokens(
 
 
 def head_preprocessor(
-    model: SOAPModelWrapper, image_size: int | tuple[int, int] | None = None, *, processor: Any = None
+    model: Any, image_size: int | tuple[int, int] | None = None, *, processor: Any = None
 ) -> ImagePreprocessor:
     """What makes pixels for a head: `processor`, else its own, its backbone's, or the documented default.
 
