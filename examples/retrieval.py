@@ -37,10 +37,9 @@ def photographs_found(model: SOAPModelWrapper, photos: list[Image.Image]) -> flo
     return (first == torch.arange(len(photos))[:, None]).any(1).float().mean().item()
 
 
-@torch.no_grad()
 def answers_at_the_same_place(model: SOAPModelWrapper, photos: list[Image.Image]) -> float:
     """Share of patches whose nearest patch in another photograph lies where they lie."""
-    tokens = torch.nn.functional.normalize(model.patch_tokens(pixels_of(model, photos)).flatten(1, 2), dim=-1)
+    tokens = model.encode(photos, pooling=None, normalize=True, as_tensor=True, progress=False).flatten(1, 2)
     likeness = torch.einsum("ipd,jqd->ipjq", tokens, tokens)
     likeness[range(len(photos)), :, range(len(photos))] = -1  # not in the same photograph
     places = likeness.flatten(2).argmax(-1) % tokens.shape[1]
@@ -53,15 +52,9 @@ def half(photo: Image.Image, left: bool) -> Image.Image:
     return photo.crop((0, 0, middle, photo.height) if left else (middle, 0, photo.width, photo.height))
 
 
-@torch.no_grad()
 def embed(model: SOAPModelWrapper, images: list[Image.Image]) -> torch.Tensor:
     """One vector of length 1 for each image: the mean of its patch tokens."""
-    return torch.nn.functional.normalize(model(pixels_of(model, images), pooling="mean").image_embeds, dim=-1)
-
-
-def pixels_of(model: SOAPModelWrapper, images: list[Image.Image]) -> torch.Tensor:
-    """Images as the backbone expects them."""
-    return model.image_processor(images, return_tensors="pt")["pixel_values"]
+    return model.encode(images, normalize=True, as_tensor=True, progress=False)
 
 
 if __name__ == "__main__":

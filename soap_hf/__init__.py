@@ -80,6 +80,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})
+
+
 AutoConfig.register(SOAPConfig.model_type, SOAPConfig, exist_ok=True)
 AutoModel.register(SOAPConfig, SOAPModelWrapper, exist_ok=True)
 AutoBackbone.register(SOAPConfig, SOAPBackbone, exist_ok=True)

@@ -119,7 +119,7 @@ def wing_of(name):
 
 WINGS = (
     ("runtime",),
-    ("compat", "files", "processes", "version"),
+    ("compat", "files", "notebooks", "processes", "version"),
     ("statistics", "layout", "data"),
     ("heads",),
     ("evaluation",),

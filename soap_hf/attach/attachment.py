@@ -52,7 +52,8 @@ def attach_soap(
         layout ([`PatchLayout`], *optional*): where the patch tokens lie; default: what the head says, or what a probe
             of the backbone finds.
         inputs (`torch.Tensor` or `dict`, *optional*): what the model can be called with, for the check that the tokens
-            pass; default: an image of noise.
+            pass; default: an image of noise of 8 x 8 patches, of native size where the model takes no other. One that
+            has other arguments needs them; a small image costs less.
         revision, token: for a head on the Hub.
 
     Returns:

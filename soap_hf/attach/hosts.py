@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.backbone_utils import BackboneMixin
 from transformers.utils import ModelOutput
 
-from ..layout.probing import Probe, evaluation_mode
+from ..layout.probing import CALL_ERRORS, Probe, evaluation_mode
 from ..runtime.errors import BackboneError, HeadError, first_sentence
 from ..runtime.modeling_soap import SOAPModelWrapper
 from ..runtime.patch_layout import layer_tokens, replace_layer_tokens
@@ -50,7 +50,7 @@ class Host:
                 return self._call()
             except HeadError:
                 raise
-            except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, AssertionError) as error:
+            except CALL_ERRORS as error:
                 what = "these inputs" if self.inputs is not None else f"one image of {self.size[0]} x {self.size[1]}"
                 raise BackboneError(
                     f"{type(self.model).__name__} cannot be called with {what} ({first_sentence(error)}); pass "
@@ -109,7 +109,7 @@ def states_source(backbone: PreTrainedModel, size: tuple[int, int]) -> nn.Module
 
             if path:
                 stack.callback(module.register_forward_hook(note).remove)
-        Probe(backbone, size, hidden_states=True)
+        Probe(backbone, size, hidden_states=True, spots=False)
     if not sources:
         raise BackboneError(
             f"{type(backbone).__name__} makes its feature maps without hidden states, so none can be cleaned; pass "

@@ -2,12 +2,14 @@
 
 import copy
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import logging
 from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from ..heads.config import SOAPConfig
@@ -17,13 +19,15 @@ from ..heads.plain import check_sizes, fitted_size, warn_if_other_tokens
 from ..layout.backbone import OpenedBackbone
 from ..layout.detection import PatchLayout
 from ..layout.plain import architecture_of
-from ..layout.probing import Probe, probe_size
+from ..layout.probing import Probe, at_first_size, probe_size, probe_sizes
 from ..layout.tokens import module_that_makes
 from ..runtime.errors import BackboneError, HeadError, LayoutError
 from ..runtime.head_files import check_same_architecture
 from ..runtime.projection import SOAPProjection
 from ..runtime.vision_backbone import is_inside, native_image_size, takes_pixels, warn_of_other_weights, weight_digests
 from .hosts import Host, Inputs, depends, find_towers, image_size_of, map_tokens, states_source
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -97,7 +101,8 @@ class GivenHead:
 def find_sites(model: nn.Module, module: str, head: GivenHead, inputs: Inputs | None) -> tuple[str, list[Site], Host]:
     """Where a head belongs in a model, checked to hold tokens of its width and layout.
 
-    Gives the path of the vision backbone or of the module named, the sites, and the model to be run.
+    Gives the path of the vision backbone or of the module named, the sites, and the model to be run: with `inputs`,
+    else on an image of a few patches, or of native size if the model takes no others.
     """
     towers = find_towers(model)
     of_transformers = any(isinstance(tower, PreTrainedModel) for tower in towers.values())
@@ -110,14 +115,30 @@ def find_sites(model: nn.Module, module: str, head: GivenHead, inputs: Inputs | 
     except AttributeError as error:
         raise BackboneError(f"{name} has no module {path!r}; model.named_modules() lists them.") from error
     if isinstance(target, PreTrainedModel) and takes_pixels(target):
-        size = image_size_of(inputs) or probe_size(target)
-        return path, _tower_sites(model, path, target, head, size), Host(model, size, inputs)
-    around = next((tower for above, tower in towers.items() if is_inside(path, above)), None)
-    fitted_on: Any = head.config and head.config.backbone
-    usual = probe_size(around) if isinstance(around, PreTrainedModel) else fitted_on and native_image_size(fitted_on)
-    usual = usual or (head.config and fitted_size(head.config))
-    host = Host(model, image_size_of(inputs) or usual or (224, 224), inputs)
-    return path, [_plain_site(host, path, target, head)], host
+        _check_tower(model, target, head)
+        sizes, around = probe_sizes(target), target
+    else:
+        around = next((tower for above, tower in towers.items() if is_inside(path, above)), None)
+        fitted_on: Any = head.config and head.config.backbone
+        usual = (fitted_on and native_image_size(fitted_on)) or (head.config and fitted_size(head.config))
+        sizes = probe_sizes(around) if isinstance(around, PreTrainedModel) else [usual or (224, 224)]
+    if inputs is not None:
+        sizes = [image_size_of(inputs) or sizes[-1]]
+
+    def look(size: tuple[int, int]) -> tuple[str, list[Site], Host]:
+        host = Host(model, size, inputs)
+        if target is not around:
+            return path, [_plain_site(host, path, target, head)], host
+        is_small = size != sizes[-1]
+        found = _tower_sites(path, target, head, size, PatchLayout.settled if is_small else PatchLayout.from_probe)
+        if is_small:
+            host.run({})  # the tower takes a small image, but the rest of the model may not
+        return path, found, host
+
+    found = at_first_size(sizes, look)
+    what = "inputs=…" if inputs is not None else "an image of noise of {} x {} pixels".format(*found[2].size)
+    logger.info(f"{name} is looked at with {what}.")
+    return found
 
 
 def _only_tower(model: nn.Module, towers: dict[str, nn.Module], head: GivenHead) -> str:
@@ -166,9 +187,8 @@ def _module_sites(model: nn.Module, head: GivenHead, inputs: Inputs | None) -> t
     return path, [head.site(model.get_submodule(path), -1, -1, layout)], Host(model, size, inputs)
 
 
-def _tower_sites(
-    model: nn.Module, path: str, tower: PreTrainedModel, head: GivenHead, size: tuple[int, int]
-) -> list[Site]:
+def _check_tower(model: nn.Module, tower: PreTrainedModel, head: GivenHead) -> None:
+    """Refuses a backbone of another architecture than the head's, and says so if it has other weights."""
     plain: Any = head.config and head.config.plain_backbone
     if head.config is not None and plain:  # the same weights in another order have other digests
         check_sizes(plain, tower)
@@ -179,6 +199,15 @@ def _tower_sites(
     hooked = any(getattr(part, "_output_capturing_hooks_installed", False) for part in model.modules())
     if isinstance(model, PreTrainedModel) and not hooked:  # from the top, or the model's own first call doubles them
         maybe_install_capturing_hooks(model)
+
+
+def _tower_sites(
+    path: str,
+    tower: PreTrainedModel,
+    head: GivenHead,
+    size: tuple[int, int],
+    find: Callable[[Probe, int], PatchLayout],
+) -> list[Site]:
     source = states_source(tower, size)
     offered = [one for one in head.projections if one >= 0 or source is tower]
     if not offered:
@@ -186,10 +215,11 @@ def _tower_sites(
             f"{type(tower).__name__} hands on feature maps of its hidden states, never last_hidden_state: fit a head "
             f"on those, with layer={list(tower.out_indices)}."
         )
-    probe = Probe(tower, size, any(layer >= 0 for layer in offered))
+    known = {} if head.config and head.config.plain_backbone else head.layouts
+    probe = Probe(tower, size, any(layer >= 0 for layer in offered), spots=not set(offered) <= set(known))
     sites = []
     for layer in offered:
-        layout = (None if plain else head.layouts.get(layer)) or PatchLayout.from_probe(probe, layer)
+        layout = known.get(layer) or find(probe, layer)
         where = f"layer {layer} of {path or type(tower).__name__}"
         _check_tokens(probe.tokens(layer), layout, size, head.projections[layer], where)
         sites.append(head.site(source, layer, layer, layout))

@@ -28,6 +28,7 @@ from ..files import is_utf8, missing_path, near_path
 from ..runtime.errors import DataError, first_sentence
 from .folder_names import split_name
 from .folders import FolderFiles, files_by_split, open_image_folder, say_what_is_passed_over, what_is_passed_over
+from .in_memory import data_set_of, is_torch, stream_of
 from .named_files import named_files, plain_folder, plain_path
 
 BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
@@ -35,16 +36,19 @@ BUILDERS = {".parquet": "parquet", ".tar": "webdataset"}
 
 
 def open_dataset(
-    dataset: str | Dataset | IterableDataset | DatasetDict | IterableDatasetDict,
+    dataset: Any,
     *,
     split: str | None = None,
     config_name: str | None = None,
     streaming: bool = False,
     token: str | bool | None = None,
+    image_column: str = "image",
 ) -> Dataset | IterableDataset:
     """Opens a data set by hub id, folder (of images, parquet or tar files, or saved by `datasets`) or such a file.
 
-    A `datasets` object is returned as it is. The split is by default the only one, else `"train"`.
+    A `datasets` object is returned as it is. A list of paths, PIL images or arrays is a data set, too, and a data set
+    of torch is a stream; their images are in the column `image_column`. The split is by default the only one, else
+    `"train"`.
 
     Raises:
         DataError: it cannot be found or opened, or the split is not there; the message lists the splits.
@@ -55,8 +59,13 @@ def open_dataset(
         return dataset
     if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
         return _take_split(dataset, split)
-    if not isinstance(dataset, (str, Path)):
-        raise DataError(f"A data set must be a hub id, a path or a datasets.Dataset, not {type(dataset).__name__}.")
+    if isinstance(dataset, (list, tuple)):
+        return data_set_of(dataset, image_column)
+    if is_torch(dataset):
+        return stream_of(dataset, image_column)
+    if not isinstance(dataset, (str, os.PathLike)):
+        what = "a hub id, a path, a list of images, or a data set of datasets or torch"
+        raise DataError(f"A data set must be {what}, not {type(dataset).__name__}.")
     path = Path(dataset)
     if not is_utf8(path):  # neither datasets nor a head's card could say its name
         raise DataError(f"The name of data set {str(path)!a} is not UTF-8; rename it.")
@@ -95,6 +104,8 @@ def public_name(dataset: Any, opened: Dataset | IterableDataset | None = None) -
     """What to call a data set where others may read it: no local path beyond its last part."""
     if isinstance(dataset, (str, os.PathLike)):
         return Path(os.path.abspath(dataset)).name if Path(dataset).exists() else str(dataset)
+    if is_torch(dataset):
+        return type(dataset).__name__
     return (opened.info.dataset_name if opened is not None else None) or "a data set in memory"
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 from torch.utils.data import IterableDataset as TorchIterableDataset
@@ -16,7 +15,7 @@ from ..compat import split_stream
 from ..runtime.errors import DataError
 from .data_sets import image_modes, undecoded
 from .image_files import BadImage
-from .loading import Batch, Example, ExampleReader, Item, Rows, collate, load, read_item
+from .loading import Batch, Example, ExampleReader, Item, Rows, collate, load, random_rows, read_item
 
 SHUFFLE_BUFFER = 1000
 """Images held to shuffle a stream."""
@@ -69,10 +68,7 @@ class ImageSample:
             self._images: Any = stream if num_images is None else stream.take(skip + num_images)
             self.available = num_images
         else:
-            order: Any = range(len(images))
-            if seed is not None:
-                order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
-            self.rows = sorted(order[:num_images]) if in_order else order[:num_images]
+            self.rows = random_rows(len(images), num_images, seed, in_order=in_order)
             self._images, self.available = images.select(self.rows), len(self.rows)
             if self.available < 2 and seed is not None:
                 raise DataError(f"At least 2 images are needed, but the data set has {self.available}.")

@@ -152,6 +152,14 @@ def load(images: TorchDataset, seed: int = 0, **loading: Any) -> Iterator[Any]:
     yield from DataLoader(images, generator=generator, pin_memory=pin, **loading)
 
 
+def random_rows(rows: int, count: int | None, seed: int | None, *, in_order: bool = False) -> Sequence[int]:
+    """Numbers of rows: a seeded random sample, in its order or that of the data set; without a seed the first."""
+    order: Sequence[int] = range(rows)
+    if seed is not None:
+        order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).tolist()
+    return sorted(order[:count]) if in_order else order[:count]
+
+
 def as_data_errors(batches: Iterable[Any]) -> Iterator[Any]:
     """The batches; what goes wrong between them becomes a `DataError`."""
     try:

@@ -14,7 +14,8 @@ from ..data.folder_names import images_by_split
 from ..data.folders import FolderFiles
 from ..data.image_files import BadImage, read_image
 from ..data.image_sample import ImageSample
-from ..data.loading import Example
+from ..data.in_memory import data_set_of, is_torch
+from ..data.loading import Example, random_rows
 from ..data.named_files import image_file
 from ..data.preprocessing import to_rgb
 from ..runtime.errors import DataError
@@ -25,7 +26,8 @@ class Examples:
     """Images of a data set, with their masks or labels if a column of those is named.
 
     Args:
-        dataset (`Dataset`): where the images are; a stream is refused.
+        dataset (`Dataset`, list or torch data set): where the images are; a stream is refused. A list holds paths, PIL
+            images or arrays; of a data set of torch the images alone are taken, those of the sample into memory.
         image_column (`str`, defaults to `"image"`): the column that holds the images.
         mask_column (`str`, *optional*): the column that holds the masks.
         label_column (`str`, *optional*): the column that holds the labels.
@@ -47,7 +49,7 @@ class Examples:
 
     def __init__(
         self,
-        dataset: Dataset | IterableDataset,
+        dataset: Any,
         image_column: str = "image",
         *,
         mask_column: str | None = None,
@@ -57,6 +59,10 @@ class Examples:
         resize_masks: bool = True,
         max_bad_fraction: float = 0.01,
     ):
+        if is_torch(dataset) and hasattr(dataset, "__len__"):
+            dataset = data_set_of(dataset, image_column, random_rows(len(dataset), num_images, seed, in_order=True))
+        elif isinstance(dataset, (list, tuple)):
+            dataset = data_set_of(dataset, image_column)
         if isinstance(dataset, IterableDataset):
             raise DataError("An evaluation needs a data set with a length, not a stream; load it without streaming.")
         masks: dict[str, Any] = {"mask_column": mask_column, "resize_masks": resize_masks}

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 from transformers.utils import logging
 
 from ..data.data_sets import open_dataset
+from ..data.in_memory import is_torch
 from ..data.loading import Example
 from ..heads.running import read_raw_tokens
 from ..layout.probing import evaluation_mode
@@ -205,7 +206,7 @@ def right(radius: float) -> str:
 
 def as_examples(images: Any) -> Examples:
     """Images to measure on, from whatever names a data set."""
-    return images if isinstance(images, Examples) else Examples(open_dataset(images))
+    return images if isinstance(images, Examples) else Examples(images if is_torch(images) else open_dataset(images))
 
 
 def warn_if_few(images: int, gains: Mapping[str, Interval]) -> None:

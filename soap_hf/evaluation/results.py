@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ..files import staging_folder
+from ..notebooks import html_of
 from ..runtime.errors import SOAPError
 from ..version import package_versions
 from .methods import RAW
@@ -71,6 +72,12 @@ class Results(NamedTuple):
     name: str
     rows: list[dict[str, Any]]
     summary: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Results({self.name}, {len(self.rows)} images: {', '.join(self.summary['means'])})"
+
+    def _repr_html_(self) -> str:
+        return html_of(repr(self), results_table(self.summary, self.name))
 
 
 def paired_difference(

@@ -9,6 +9,7 @@ from rich.table import Table
 from ..data.preprocessing import ImagePreprocessor
 from ..heads.model import SOAPModelWrapper
 from ..heads.running import head_preprocessor
+from ..notebooks import html_of
 from ..runtime.errors import DataError, SOAPError
 from ..runtime.projection import SOAPProjection
 from ..statistics.soap_statistics import SOAPStatistics
@@ -78,6 +79,9 @@ class StrengthChoice:
             f"mu={self.mu:g}, {which}: on {self.num_images} photographs matching rises from {self.curve[0].right:.2f} "
             f"to {self.chosen.right:.2f} ({_with_interval(self.chosen.gain)})."
         )
+
+    def _repr_html_(self) -> str:
+        return html_of(self.reason, self.table())
 
     def table(self) -> Table:
         """One row per strength."""

@@ -1,14 +1,15 @@
 """Views and heads as HTML: everything that comes from a file or a head is escaped, pictures are inside the text."""
 
 from base64 import b64encode
-from collections.abc import Iterable
 from html import escape
 from io import BytesIO
 
 from PIL import Image
 
 from ..heads.config import SOAPConfig
-from ..heads.report import COMPONENT_COLUMNS, component_rows, summary
+from ..heads.report import summary
+from ..notebooks import html_table, printable
+from ..statistics.components import COMPONENT_COLUMNS, component_rows
 from .session import Moment, Session
 from .views import Panel, View
 
@@ -44,7 +45,7 @@ def message_html(message: str) -> str:
 
 def title_html(name: str) -> str:
     """The head of the page."""
-    return f'<div class="soap-head"><h1>{escape(_printable(name))}</h1><p class="soap-text">{HOW}</p></div>'
+    return f'<div class="soap-head"><h1>{escape(printable(name))}</h1><p class="soap-text">{HOW}</p></div>'
 
 
 def head_html(config: SOAPConfig, layer: int) -> str:
@@ -52,10 +53,8 @@ def head_html(config: SOAPConfig, layer: int) -> str:
     parts = []
     if config.components:
         rows = component_rows(config.components[config.layers.index(layer)])
-        parts = ['<div class="soap-table"><table><caption class="soap-text">Components by score</caption>']
-        parts += [f"<thead>{_cells(COMPONENT_COLUMNS, 'th')}</thead><tbody>", *(_cells(row, "td") for row in rows)]
-        parts += ["</tbody></table></div>"]
-    return "".join([*parts, *(f'<p class="soap-text">{escape(_printable(line))}</p>' for line in summary(config))])
+        parts = [f'<div class="soap-table">{html_table("Components by score", COMPONENT_COLUMNS, rows)}</div>']
+    return "".join([*parts, *(f'<p class="soap-text">{escape(printable(line))}</p>' for line in summary(config))])
 
 
 def _figure(panel: Panel, moment: Moment, *, first: bool) -> str:
@@ -87,11 +86,3 @@ def _data(picture: Image.Image) -> str:
     buffer = BytesIO()
     picture.save(buffer, format="JPEG", quality=QUALITY, subsampling=0)
     return f"data:image/jpeg;base64,{b64encode(buffer.getvalue()).decode()}"
-
-
-def _cells(cells: Iterable[str], tag: str) -> str:
-    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
-
-
-def _printable(text: str) -> str:
-    return "".join(filter(str.isprintable, text))

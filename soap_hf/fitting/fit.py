@@ -1,18 +1,20 @@
 """Fitting: from a backbone and some images to a head."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import Tensor, nn
+from torch.utils.data import Dataset as TorchDataset
 from transformers.utils import logging
 
 from ..data.arguments import parse_bytes
 from ..data.data_sets import open_dataset, public_name, source_of
 from ..data.image_sample import SHUFFLE_BUFFER
+from ..data.in_memory import in_random_order
 from ..data.preprocessing import ImagePreprocessor, with_colours
 from ..evaluation.check import check_head
 from ..evaluation.examples import Examples
@@ -43,7 +45,14 @@ FEW_TO_FIT_ON = 64
 
 def fit_soap(
     backbone: str | os.PathLike | nn.Module,
-    dataset: str | os.PathLike | Dataset | IterableDataset | DatasetDict | IterableDatasetDict,
+    dataset: str
+    | os.PathLike
+    | Dataset
+    | IterableDataset
+    | DatasetDict
+    | IterableDatasetDict
+    | Sequence[Any]
+    | TorchDataset,
     *,
     tokens: str | Callable[[Tensor], Any] | None = None,
     image_processor: Any = None,
@@ -60,7 +69,8 @@ def fit_soap(
         backbone (`str` or `nn.Module`): hub id, folder or live model of transformers; a live module of any other
             library; or how to make one: `"torchhub:OWNER/REPOSITORY[:REF]:ENTRY"`, `"timm:NAME"`,
             `"package.module:function"`. A live model is not changed.
-        dataset: hub id, folder of images, parquet file, or a `datasets` object.
+        dataset: hub id, folder of images, parquet file, a `datasets` object, a list of paths, PIL images or arrays, or
+            a data set of torch, whose items are images, tuples that start with one, or dicts.
         tokens (`str` or callable, *optional*): of a module of another library, where its patch tokens are: the path of
             the module or method that makes them, and after a colon the key or number in its output, such as
             `"blocks.11"` or `"forward_features:x_norm_patchtokens"`; or a function of pixels `(B, 3, H, W)`. Found if
@@ -132,8 +142,9 @@ def fit_soap(
     )
     opened.forget_probes()
     warn_of_part_patches(model, preprocess.size)
+    source: Any = {"split": chosen.split, "config_name": chosen.config_name, "image_column": chosen.image_column}
     images = open_dataset(
-        dataset, split=chosen.split, config_name=chosen.config_name, streaming=chosen.streaming, token=chosen.token
+        in_random_order(dataset, chosen.seed), streaming=chosen.streaming, token=chosen.token, **source
     )
     sample, checked, tuned = split_images(images, chosen)
     origin = {

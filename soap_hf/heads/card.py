@@ -181,7 +181,7 @@ def _words(config: SOAPConfig, folder: Path, name: str, results: list[dict[str, 
     return {
         "name": name,
         "backbone": _backbone(config),
-        "with_code": getattr(config, "auto_map", None) is not None,
+        "with_code": "--" not in (getattr(config, "auto_map", None) or {"AutoModel": "--"})["AutoModel"],
         "layers": [
             {
                 "name": "last_hidden_state" if layer == -1 else f"hidden_states[{layer}]",

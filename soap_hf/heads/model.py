@@ -1,10 +1,11 @@
 """A head in Python: put on a backbone, saved, pushed, described by its statistics, and given another strength."""
 
-import copy
 import os
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -15,20 +16,23 @@ from ..data.arguments import refuse_negative_mu
 from ..layout.backbone import OpenedBackbone
 from ..layout.detection import PatchLayout
 from ..layout.plain import name_of
+from ..notebooks import html_of, printable
 from ..runtime import modeling_soap
 from ..runtime.errors import HeadError, OutputError, first_sentence
-from ..runtime.head_files import PROCESSOR_FILE, HeadSource, read_json
-from ..runtime.patch_layout import as_size
+from ..runtime.head_files import HUB_KWARGS, PROCESSOR_FILE, HeadSource, read_json
+from ..runtime.patch_layout import Pooling, as_size
 from ..runtime.projection import SOAPProjection
 from ..runtime.vision_backbone import weight_digests
 from ..statistics.semantic_invariance import Mu
 from ..statistics.soap_statistics import SOAPStatistics
 from .adapters import adapted_layers, without_adapters
 from .config import SOAPConfig
+from .encoding import encode
 from .hub import push_model
 from .opening import read_statistics
 from .plain import opened_for_head, put_on_module, put_on_transformers
 from .provenance import SOAP, all_values, check_provenance
+from .report import report
 from .saving import save_head
 
 logger = logging.get_logger(__name__)
@@ -114,7 +118,8 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
             revision (`str`, *optional*): commit of the backbone.
             layout ([`PatchLayout`], or a dict of them by layer, *optional*): found if not given.
             layer (`int`, defaults to -1): which tensor a single projection belongs to.
-            image_size (`int` or `(height, width)`, *optional*): to look at the backbone; default: native or 224.
+            image_size (`int` or `(height, width)`, *optional*): to look at the backbone; default: as in
+                [`PatchLayout.detect`].
             image_processor (*optional*): saved beside the head.
             statistics ([`SOAPStatistics`], or a dict of them by layer, *optional*): the same; `reweight` needs them.
             tokens (`str` or callable, *optional*): of a module of another library, where its patch tokens are, as in
@@ -133,12 +138,10 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
         live = backbone.model
         wanted = dict(projection) if isinstance(projection, Mapping) else {layer: projection}
         given = dict(layout) if isinstance(layout, Mapping) else {} if layout is None else {layer: layout}
-        probe = backbone.probe(as_size(image_size), hidden_states=any(key >= 0 for key in wanted))
+        layouts, widths = backbone.layouts(wanted, as_size(image_size), given)
         projections: dict[int, SOAPProjection] = {}
-        layouts: dict[int, PatchLayout] = {}
         for key, single in wanted.items():
-            layouts[key] = given.get(key) or PatchLayout.from_probe(probe, key)
-            width = layouts[key].patches(probe.tokens(key), probe.size).shape[-1]
+            width = widths[key]
             projections[key] = SOAPProjection.identity(width) if single is None else single
             if projections[key].dim != width:
                 raise HeadError(
@@ -164,6 +167,19 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
             model.set_statistics(statistics if isinstance(statistics, Mapping) else {layer: statistics})
         model.training = live.training  # not train(): it would put every part of a live backbone in this mode
         return model
+
+    def __repr__(self) -> str:
+        config, stages = self.config, []
+        for layer, rank, size in zip(config.layers, config.ranks, config.hidden_sizes, strict=True):
+            stages.append(f"{rank} of {size} directions" + (f" of layer {layer}" if layer >= 0 else ""))
+        what = f"{', '.join(stages)} removed, mu={config.mu}" if self._cleaning else "disabled"
+        where = config.backbone_name_or_path or "in memory"
+        dtype = str(self.dtype).removeprefix("torch.")
+        name = f"{type(self).__name__}({name_of(self.backbone)} {where}: {what}, {dtype} on {self.device})"
+        return printable(name)
+
+    def _repr_html_(self) -> str:
+        return html_of(repr(self), *report(self.config))
 
     def reweight(self, mu: Mu = "auto", tau: float = 0.05, threshold: float = 0.75) -> "SOAPModelWrapper":
         """Another strength, from the stored statistics and without a new fit; returns itself.
@@ -243,6 +259,56 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
                 ) from error
         return self._image_processor
 
+    def encode(  # type: ignore[override]
+        self,
+        images: Any,
+        *,
+        batch_size: int = 32,
+        pooling: Pooling | None = "mean",
+        normalize: bool = False,
+        image_size: int | tuple[int, int] | None = None,
+        image_column: str = "image",
+        as_tensor: bool = False,
+        progress: bool = True,
+    ) -> np.ndarray | Tensor:
+        """One vector per image, or its clean patch tokens, without gradients and in the order of the images.
+
+        Args:
+            images: a path, a PIL image or an array `(H, W, 3)` uint8; a list of those; a folder, a data set's name on
+                the Hub, or a data set of `datasets` or torch.
+            batch_size (`int`, defaults to 32): images in a forward pass.
+            pooling (`str`, *optional*, defaults to `"mean"`): of the clean patches, `"cls"`, or `"cls+mean"`; `None`
+                gives the patch tokens.
+            normalize (`bool`, defaults to `False`): to length 1.
+            image_size (`int` or `(height, width)`, *optional*): the model's input size; default: the processor's.
+            image_column (`str`, defaults to `"image"`): of a data set, the column that holds the images.
+            as_tensor (`bool`, defaults to `False`): a tensor of torch, on the CPU, instead of an array of numpy.
+            progress (`bool`, defaults to `True`): show a bar.
+
+        Returns:
+            float32 of shape `(N, D)`, `(N, 2 * D)` for `"cls+mean"`, `(N, *grid, D)` without pooling; for one image
+            without the `N`. The tokens are those of the last layer of the head.
+
+        Raises:
+            DataError: an image cannot be read, or is none; names it.
+            LayoutError: the backbone has no CLS token, or there is no such pooling.
+
+        Example:
+            >>> from PIL import Image
+            >>> from transformers import ViTConfig, ViTModel
+            >>> from soap_hf import SOAPModelWrapper
+            >>> vit = ViTModel(ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+            ...                          intermediate_size=8, image_size=32, patch_size=8))
+            >>> model = SOAPModelWrapper.from_backbone(vit, None)
+            >>> photos = [Image.new("RGB", (40, 30), (60 * i, 0, 0)) for i in range(3)]
+            >>> model.encode(photos, normalize=True, progress=False).shape
+            (3, 8)
+            >>> model.encode(photos[0], pooling=None).shape
+            (4, 4, 8)
+        """
+        how: Any = {"batch_size": batch_size, "pooling": pooling, "normalize": normalize, "image_size": image_size}
+        return encode(self, images, image_column=image_column, as_tensor=as_tensor, progress=progress, **how)
+
     def save_pretrained(  # type: ignore[override]
         self,
         save_directory: str | os.PathLike,
@@ -292,9 +358,10 @@ class SOAPModelWrapper(modeling_soap.SOAPModelWrapper):
 class SOAPBackbone(modeling_soap.SOAPBackbone, SOAPModelWrapper):
     """A vision backbone whose clean patch tokens come out as feature maps, a stage for each layer of the head.
 
-    Stages are named `layer<i>`, and `last` for `last_hidden_state`; `out_features` or `out_indices` of the config
-    choose among them (default: all, in the order of the head). The same head loads as [`SOAPModelWrapper`] too.
-    `AutoBackbone.from_pretrained` loads it by hub id; given a folder it fails for every model of transformers.
+    Stages are named `layer<i>`, and `last` for `last_hidden_state`; `out_features` or `out_indices`, of the config or
+    of `from_pretrained`, choose among them (default: all, in the order of the head). The same head loads as
+    [`SOAPModelWrapper`] too. `AutoBackbone.from_pretrained` loads it by hub id; given a folder it fails for every
+    model of transformers.
 
     Example:
         >>> import torch
@@ -312,6 +379,34 @@ class SOAPBackbone(modeling_soap.SOAPBackbone, SOAPModelWrapper):
     config_class = SOAPConfig  # transformers gives each class below one of its own
     layout_class = PatchLayout
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *model_args: Any,
+        config: SOAPConfig | None = None,
+        out_features: list[str] | None = None,
+        out_indices: list[int] | tuple[int, ...] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """As [`SOAPModelWrapper`]'s, with the stages to give, by name or by number; default: those of the config.
+
+        Raises:
+            HeadError: there is no such stage, or they are not in the order of the head; before anything is loaded.
+        """
+        if out_features is not None or out_indices is not None:
+            hub_kwargs = {name: kwargs[name] for name in HUB_KWARGS if name in kwargs}
+            source = HeadSource.open(pretrained_model_name_or_path, **hub_kwargs)
+            config = (source.base_of_adapter() or source).config(SOAPConfig) if config is None else deepcopy(config)
+            try:
+                config.set_output_features_output_indices(out_features, out_indices)
+            except (ValueError, IndexError) as error:
+                raise HeadError(
+                    f"The stages of the head {source.name_or_path!r} are {', '.join(config.stage_names)}, in this "
+                    f"order; choose among them ({first_sentence(error)})."
+                ) from error
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+
 
 def _lasting_reference(name: str | None) -> str | None:
     """A hub id as it is; a folder with its whole path, since the working directory may change."""
@@ -322,7 +417,7 @@ def _config_copy(backbone: PreTrainedModel) -> Any:
     """The backbone's config without its path, which may be private; `None` if transformers does not know the type."""
     if backbone.config.model_type not in CONFIG_MAPPING:
         return None
-    config = copy.deepcopy(backbone.config)
+    config = deepcopy(backbone.config)
     config._name_or_path = ""
     config.architectures = [type(backbone).__name__]
     return config

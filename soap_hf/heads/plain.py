@@ -10,7 +10,7 @@ from transformers.utils import logging
 from ..layout.backbone import OpenedBackbone, as_dtype, is_plain
 from ..layout.detection import PatchLayout
 from ..layout.plain import PlainBackbone, name_of
-from ..layout.probing import evaluation_mode, probe_size
+from ..layout.probing import CALL_ERRORS, evaluation_mode, probe_size
 from ..layout.references import BackboneReference
 from ..runtime.errors import BackboneError, HeadError, LayoutError
 from ..runtime.vision_backbone import weight_digests
@@ -119,7 +119,7 @@ def _tokens_of_one(live: PreTrainedModel, size: tuple[int, int]) -> Any:
             return live(pixels).last_hidden_state
         except BackboneError:
             raise
-        except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        except CALL_ERRORS as error:
             raise HeadError(
                 f"{name_of(live)} cannot take images of {size[0]} x {size[1]} pixels, which the head was fitted on; "
                 "load the head with the backbone it was fitted on."
@@ -136,9 +136,8 @@ def put_on_transformers(config: SOAPConfig, live: PreTrainedModel, fresh_config:
     check_sizes(stored, live)
     warn_if_other_tokens(config, name_of(live))
     opened = OpenedBackbone(live)
-    size = fitted_size(config) if opened.native_size is None else opened.native_size
-    layout = opened.layout(-1, size)
-    width = layout.patches(opened.probe(size).tokens(-1), opened.probe(size).size).shape[-1]
+    layouts, widths = opened.layouts([-1], fitted_size(config) if opened.native_size is None else None)
+    layout, width = layouts[-1], widths[-1]
     if width != config.hidden_sizes[0]:
         raise HeadError(
             f"The head is for tokens of width {config.hidden_sizes[0]}, but those of {name_of(live)} have width "

@@ -1,11 +1,11 @@
 """A fitted head in words: the table of its components and where it came from."""
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Column, Table
+from rich.table import Table
 
-from ..statistics import NEGLIGIBLE_WEIGHT
+from ..notebooks import printable
+from ..statistics.components import component_table, measured, table_of
 from .printing import show
 from .provenance import METHODS, SOAP
 
@@ -21,15 +21,20 @@ FEW_LAYERS = 3
 
 def print_report(config: Any) -> None:
     """Prints the highest-scoring components of each layer and the provenance of a head."""
+    for part in report(config):
+        show(part)
+
+
+def report(config: Any) -> list[Table | str]:
+    """The tables of a head and the sentences below them."""
     if len(config.layers) > FEW_LAYERS and config.components:  # a head made by hand knows none
-        show(_depth_table(config))
+        tables = [_depth_table(config)]
     else:
-        for layer, components in zip(config.layers, config.components, strict=False):
-            title = f"layer {layer}" if len(config.layers) > 1 else None
-            show(_table(title, ", ".join(COMPONENT_COLUMNS), component_rows(components)))
-    for line in summary(config):
-        # without control characters, which a foreign head could send to the terminal
-        show("".join(filter(str.isprintable, line)))
+        titles = [f"layer {layer}" if len(config.layers) > 1 else None for layer in config.layers]
+        parts = zip(config.components, titles, strict=False)
+        tables = [component_table(components, title) for components, title in parts]
+    # without control characters, which a foreign head could send to the terminal
+    return [*tables, *map(printable, summary(config))]
 
 
 def _depth_table(config: "SOAPConfig") -> Table:
@@ -38,10 +43,11 @@ def _depth_table(config: "SOAPConfig") -> Table:
     gains = [f"{check['mean']:+.2f} ± {(check['high'] - check['low']) / 2:.2f}" for check in config.checks]
     parallel = (config.layers, config.ranks, config.components, gains or [""] * len(config.layers))
     for layer, rank, (top, *_), gain in zip(*parallel, strict=True):
-        score, error, variance = _measured(top)
+        score, error, variance = measured(top)
         name = "last_hidden_state" if layer == -1 else layer
         rows.append((name, score, error, top["component"], variance, rank, gain))
-    return _table("scores against depth", "layer, top score, std. error, component, variance, removed, matching", rows)
+    columns = ("layer", "top score", "std. error", "component", "variance", "removed", "matching")
+    return table_of("scores against depth", columns, rows)
 
 
 def checks(config: "SOAPConfig") -> list[str]:
@@ -73,29 +79,6 @@ def check_sentence(check: dict[str, Any], rank: int, prefix: str = "") -> str:
     if check["high"] < 0:
         return f"{start}falls {shares} {interval}: this head does harm here; {way_out}."
     return f"{start}does not change, {shares} {interval}: this head does no good here; {way_out}."
-
-
-COMPONENT_COLUMNS = ("rank", "component", "score", "std. error", "variance", "weight", "")
-
-
-def component_rows(components: list[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """The cells of a table of components, in `COMPONENT_COLUMNS`; the last one says which are removed."""
-    rows: list[tuple[str, ...]] = []
-    for row in components:
-        removed = "removed" if row["weight"] > NEGLIGIBLE_WEIGHT else ""
-        rows.append((str(row["rank"]), str(row["component"]), *_measured(row), f"{row['weight']:.4f}", removed))
-    return rows
-
-
-def _measured(row: dict[str, Any]) -> tuple[str, str, str]:
-    return f"{row['score']:.4f}", f"{row['standard_error']:.4f}", f"{row['variance_share']:.2%}"
-
-
-def _table(title: str | None, columns: str, rows: Iterable[tuple[Any, ...]]) -> Table:
-    table = Table(*(Column(name, justify="right") for name in columns.split(", ")), title=title)
-    for row in rows:
-        table.add_row(*map(str, row))
-    return table
 
 
 def module_in_words(config: "SOAPConfig") -> str | None:

@@ -10,8 +10,8 @@ from ..data.preprocessing import ImagePreprocessor, load_image_processor, timm_p
 from ..layout.plain import PlainBackbone
 from ..layout.probing import whole_numbers
 from ..processes import on_main
+from ..runtime.modeling_soap import SOAPModelWrapper
 from ..runtime.patch_layout import as_size, check_finite, layer_tokens
-from .model import SOAPModelWrapper
 
 logger = logging.get_logger(__name__)
 
@@ -46,7 +46,7 @@ def read_raw_tokens(
 
 
 def head_preprocessor(
-    model: SOAPModelWrapper, image_size: int | tuple[int, int] | None = None, *, processor: Any = None
+    model: Any, image_size: int | tuple[int, int] | None = None, *, processor: Any = None
 ) -> ImagePreprocessor:
     """What makes pixels for a head: `processor`, else its own, its backbone's, or the documented default.
 

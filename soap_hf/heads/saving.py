@@ -34,6 +34,17 @@ from .plain import is_on_module
 
 logger = logging.get_logger(__name__)
 
+_WAY_IN = "the package soap-hf: write `import soap_hf` before you load this head"
+WITHOUT_CODE = {
+    "AutoConfig": f"{_WAY_IN}--configuration_soap.SOAPConfig",
+    "AutoModel": f"{_WAY_IN}--modeling_soap.SOAPModelWrapper",
+    "AutoBackbone": f"{_WAY_IN}--modeling_soap.SOAPBackbone",
+}
+"""What transformers says of a head where nobody has imported this package, instead of that it is out of date.
+
+Of what stands before `--` it says that it has the code that is needed; no repository can have such a name.
+"""
+
 
 def save_head(
     model: Any, folder: str | os.PathLike, include_backbone: bool, figures: Mapping[str, bytes] | None, **kwargs: Any
@@ -209,7 +220,7 @@ def _head_alone(model: Any, target: Path, included: PreTrainedModel | None) -> I
     # only now: a model that holds this one as a part must save the backbone's weights, or it would lose them
     model._keys_to_ignore_on_save = {f"backbone.{name}" for name in model.backbone.state_dict()}
     model.config = copy.deepcopy(live)
-    model.config.__dict__.pop("auto_map", None)  # the code that it names stays where it came from
+    model.config.auto_map = dict(WITHOUT_CODE)  # the code of a pushed head stays where it came from
     adapted, model._hf_peft_config_loaded = has_adapter(model), False
     if included is not None:
         refer_to_included(model.config)

@@ -1,7 +1,7 @@
 """A vision backbone, opened once: where it came from, what it takes, and what a probe of it shows."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ..runtime.head_files import commit_of
 from ..runtime.vision_backbone import bare_backbone, load_backbone, native_image_size
 from .detection import PatchLayout
 from .plain import PlainBackbone
-from .probing import Probe, probe_size
+from .probing import Probe, at_first_size, probe_size, probe_sizes
 from .references import BackboneReference
 from .tokens import described, open_plain
 
@@ -115,6 +115,28 @@ class OpenedBackbone:
         if known is None or (hidden_states and not known.hidden_states):
             known = self._probes[size] = Probe(self.model, size, hidden_states)
         return known
+
+    def layouts(
+        self,
+        layers: Iterable[int],
+        size: tuple[int, int] | None = None,
+        known: Mapping[int, PatchLayout] | None = None,
+    ) -> tuple[dict[int, PatchLayout], dict[int, int]]:
+        """Where the patch tokens of some layers lie, unless `known`, and how wide they are.
+
+        Without a `size` a small image is looked at, and one of native size where that does not tell.
+        """
+        layers, known = list(layers), known or {}
+        hidden_states = any(layer >= 0 for layer in layers)
+
+        def look(one: tuple[int, int]) -> tuple[dict[int, PatchLayout], dict[int, int]]:
+            probe = self.probe(one, hidden_states=hidden_states)
+            find = PatchLayout.from_probe if size is not None else PatchLayout.settled
+            found = {layer: known.get(layer) or find(probe, layer) for layer in layers}
+            patches = {layer: layout.patches(probe.tokens(layer), probe.size) for layer, layout in found.items()}
+            return found, {layer: tokens.shape[-1] for layer, tokens in patches.items()}
+
+        return at_first_size(probe_sizes(self.model) if size is None else [size], look)
 
     def forget_probes(self) -> None:
         """Frees the tokens of what was probed."""

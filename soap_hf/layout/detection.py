@@ -10,7 +10,7 @@ from ..runtime.errors import LayoutError
 from ..runtime.patch_layout import MAPS, Order, as_size
 from . import evidence
 from .plain import PlainBackbone, name_of
-from .probing import Probe, probe_size
+from .probing import Probe, at_first_size, probe_size, probe_sizes
 
 SPOTS_NEEDED = 2
 """Spots of a probe that must move their own patch: one alone may lie on the diagonal of a transposed grid."""
@@ -52,7 +52,8 @@ class PatchLayout(patch_layout.PatchLayout):
 
         Args:
             model (`PreTrainedModel`): a vision backbone; it is left as it was.
-            image_size (`int` or `(height, width)`, *optional*): defaults to the size in the model's config, else 224.
+            image_size (`int` or `(height, width)`, *optional*): default: 8 x 8 patches, or where the model takes none
+                of those or the layout does not show at them, the size in its config, else 224.
             layer (`int`, defaults to -1): which tensor: -1 is `last_hidden_state`, `i >= 0` is `hidden_states[i]`.
             overrides: any field of the layout, taken as given instead of found.
 
@@ -67,8 +68,19 @@ class PatchLayout(patch_layout.PatchLayout):
             >>> PatchLayout.detect(ViTModel(config))
             PatchLayout(order='tokens', prefix=1, suffix=0, stride=8)
         """
-        size = as_size(image_size) or probe_size(model)
-        return cls.from_probe(Probe(model, size, layer >= 0), layer, **overrides)
+        size = as_size(image_size)
+        if size is not None:
+            return cls.from_probe(Probe(model, size, layer >= 0), layer, **overrides)
+        sizes = probe_sizes(model)
+        return at_first_size(sizes, lambda one: cls.settled(Probe(model, one, layer >= 0), layer, **overrides))
+
+    @classmethod
+    def settled(cls, probe: Probe, layer: int = -1, **overrides: Any) -> "PatchLayout":
+        """As `from_probe`, but refuses what a small image leaves open: maps, and strides that the config names not."""
+        layout, declared = cls.from_probe(probe, layer, **overrides), evidence.declared_strides(probe.model.config)
+        if probe.size != probe_size(probe.model) and layout.stride not in declared:
+            raise LayoutError(f"An image of {probe.size[0]} x {probe.size[1]} pixels does not tell whether {layout}.")
+        return layout
 
     @classmethod
     def from_probe(cls, probe: Probe, layer: int = -1, **overrides: Any) -> "PatchLayout":

@@ -1,18 +1,26 @@
 """Looking at a backbone: what it returns for an image, and which tokens move when one spot of the image changes."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..runtime.errors import BackboneError, first_sentence
+from ..runtime.errors import BackboneError, LayoutError, NonFiniteTokensError, first_sentence
 from ..runtime.patch_layout import check_finite, layer_tokens
 from ..runtime.vision_backbone import CallConvention, native_image_size, unmasked
 from .plain import name_of
+
+PATCHES_PER_SIDE = 8
+"""Of the small image at which a model is looked at first: what merges or pools patches by 2, 4 or 8 takes it too."""
+
+CALL_ERRORS = (ValueError, RuntimeError, LookupError, TypeError, AttributeError, AssertionError, ArithmeticError)
+"""What models raise that are given what they do not take."""
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -37,16 +45,19 @@ class Spot:
 class Probe:
     """One forward pass of a backbone over a noise image, the same again, and copies of it with one `Spot` changed.
 
-    The model is left as it was; `hidden_states` looks at those as well. A `BackboneError` says that it cannot take
-    images of `size`, which is `(height, width)`.
+    The model is left as it was; `hidden_states` looks at those as well. Without `spots` it is given one image, which
+    is enough where the layout is known. A `BackboneError` says that it cannot take images of `size`, which is
+    `(height, width)`.
     """
 
-    def __init__(self, model: PreTrainedModel, size: tuple[int, int], hidden_states: bool = False):
+    def __init__(
+        self, model: PreTrainedModel, size: tuple[int, int], hidden_states: bool = False, *, spots: bool = True
+    ):
         self.model, self.size, self.hidden_states = model, size, hidden_states
         backbone = unmasked(model)
         convention = CallConvention.of(backbone)
         self.num_frames = convention.num_frames
-        self.spots = _spots(model.config, size, (self.num_frames or 1) - 1)
+        self.spots = _spots(model.config, size, (self.num_frames or 1) - 1) if spots else ()
         parameter = next(model.parameters())
         pixels = self._pixels(getattr(model.config, "num_channels", None) or 3).to(parameter.device, parameter.dtype)
         arguments = convention.complete(pixels, {"output_hidden_states": True} if hidden_states else {})
@@ -55,7 +66,7 @@ class Probe:
                 self.outputs = backbone(**arguments)
             except BackboneError:
                 raise
-            except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, AssertionError) as error:
+            except CALL_ERRORS as error:
                 raise BackboneError(
                     f"{name_of(model)} cannot take images of {size[0]} x {size[1]} pixels "
                     f"({first_sentence(error)}); choose another image_size or backbone."
@@ -64,7 +75,7 @@ class Probe:
     @property
     def num_images(self) -> int:
         """How many images or clips went in."""
-        return len(self.spots) + 2
+        return len(self.spots) + 2 if self.spots else 1
 
     def tokens(self, layer: int) -> Tensor:
         """What the backbone returned: `(B, N, D)`, `(1, sum N, D)` or a map, which is alike for the same image."""
@@ -82,7 +93,7 @@ class Probe:
             )
         check_finite(tokens, f"The tokens of {name_of(self.model)}")
         tolerance = max(1e-3, 16 * torch.finfo(tokens.dtype).eps) * max(1.0, float(tokens[0].abs().max()))
-        if len(tokens) == self.num_images and (tokens[0] - tokens[1]).abs().max() > tolerance:
+        if len(tokens) == self.num_images > 1 and (tokens[0] - tokens[1]).abs().max() > tolerance:
             raise BackboneError(
                 f"{name_of(self.model)} answers differently to the same image: it masks its input or drops "
                 "patches at random; switch that off in its config."
@@ -98,7 +109,7 @@ class Probe:
     def _pixels(self, channels: int) -> Tensor:
         generator = torch.Generator().manual_seed(0)
         clip = torch.randn(1, channels, *self.size, generator=generator).repeat(self.num_frames or 1, 1, 1, 1)
-        images = [clip, clip]
+        images = [clip, clip] if self.spots else [clip]
         for spot in self.spots:
             poked = clip.clone()
             region = poked[spot.frame, :, spot.top : spot.bottom, spot.left : spot.right]
@@ -133,6 +144,21 @@ def whole_numbers(value: Any) -> Iterator[int]:
 def probe_size(model: PreTrainedModel) -> tuple[int, int]:
     """The size at which to look at a model: its native one, else 224 x 224."""
     return native_image_size(model.config) or (224, 224)
+
+
+def probe_sizes(model: PreTrainedModel) -> list[tuple[int, int]]:
+    """The sizes at which to look at a model, in turn: a few patches, if it names their size, and `probe_size`."""
+    native, patch = probe_size(model), max(whole_numbers(getattr(model.config, "patch_size", None)), default=0)
+    small = PATCHES_PER_SIDE * patch, PATCHES_PER_SIDE * patch
+    return [small, native] if 0 < small[0] < min(native) else [native]
+
+
+def at_first_size(sizes: Sequence[tuple[int, int]], look: Callable[[tuple[int, int]], Found]) -> Found:
+    """What `look` finds at the first size that a model takes; an error at the last one stands."""
+    for size in sizes[:-1]:
+        with suppress(BackboneError, LayoutError, NonFiniteTokensError):
+            return look(size)
+    return look(sizes[-1])
 
 
 _SHRINKS = "set_shift_and_window_size"

@@ -12,7 +12,7 @@ from ..runtime.errors import BackboneError, SOAPError, first_sentence
 from .detection import PatchLayout
 from .evidence import FEW_EXTRA_TOKENS
 from .plain import PlainBackbone, Tokens, TokenSource, is_token_shaped, listed, parts_of, run, seen_of
-from .probing import Probe, evaluation_mode, probe_size
+from .probing import CALL_ERRORS, Probe, evaluation_mode, probe_size
 
 PREFERRED = ("x_norm_patchtokens", "last_hidden_state")
 """What libraries call the patch tokens in a dict."""
@@ -144,7 +144,7 @@ def _output(backbone: PlainBackbone, path: str, size: tuple[int, int]) -> Any:
             return run(module, path, pixels.to(parameter.device, parameter.dtype))
         except BackboneError:
             raise
-        except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        except CALL_ERRORS as error:
             raise BackboneError(
                 f"{type(module).__name__} cannot be called with images of {size[0]} x {size[1]} pixels alone "
                 f"({first_sentence(error)}); pass tokens=…, a function of pixels, or another image_size."
@@ -186,9 +186,10 @@ def module_that_makes(backbone: PlainBackbone, layout: PatchLayout, size: tuple[
     Raises:
         BackboneError: there is none.
     """
-    probe = Probe(backbone, size)
-    patches = layout.patches(probe.tokens(-1), size)
-    for path, output in reversed(outputs_of_modules(backbone, lambda: Probe(backbone, size)).items()):
+    probes: list[Probe] = []
+    outputs = outputs_of_modules(backbone, lambda: probes.append(Probe(backbone, size, spots=False)))
+    patches = layout.patches(probes[0].tokens(-1), size)
+    for path, output in reversed(outputs.items()):
         if (found := _layout_of(patches, output, size)) is not None:
             return path, found
     raise BackboneError(

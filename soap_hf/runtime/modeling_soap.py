@@ -175,6 +175,7 @@ class SOAPModelWrapper(PreTrainedModel):
     push_to_hub = _of_the_package("Pushing a head")
     from_backbone = classmethod(_of_the_package("Putting a head on a backbone"))
     reweight = _of_the_package("Another strength of a head")
+    encode = _of_the_package("Encoding images")
 
     def forward(
         self,
@@ -206,8 +207,9 @@ class SOAPModelWrapper(PreTrainedModel):
             HeadError: the tokens have another width than the head.
             LayoutError: the patch tokens do not lie where the head expects them.
         """
-        if pixel_values is None and (pixel_values := kwargs.pop("pixel_values_videos", None)) is None:
-            raise HeadError("A forward pass needs pixel_values.")
+        pixel_values = kwargs.pop("pixel_values_videos", None) if pixel_values is None else pixel_values
+        if not isinstance(pixel_values, Tensor):
+            raise HeadError(f"pixel_values must be a tensor, not {type(pixel_values).__name__}; encode takes images.")
         needs_states = any(layer >= 0 for layer in self.config.layers)
         if output_hidden_states or needs_states or (output_hidden_states is None and self.config.output_hidden_states):
             kwargs["output_hidden_states"] = True
@@ -296,8 +298,7 @@ class SOAPBackbone(BackboneMixin, SOAPModelWrapper):
         # not super(): the mixin before it in line has a forward of its own
         outputs = SOAPModelWrapper.forward(self, pixel_values, output_raw, output_hidden_states, **kwargs)
         size = (pixel_values.shape[-2], pixel_values.shape[-1])
-        layers = dict(zip(self.config.stage_names, self.config.layers, strict=True))
-        chosen = [layers[name] for name in self.config.out_features]
+        chosen = [self.config.layers[stage] for stage in self.config.out_indices]
 
         def feature_maps(tokens: Callable[[int], Tensor]) -> tuple[Tensor, ...]:
             return tuple(self.layouts[layer].patches(tokens(layer), size).movedim(-1, 1) for layer in chosen)

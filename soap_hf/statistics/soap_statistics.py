@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from ..files import write_tensors
+from ..notebooks import html_of
 from ..runtime.errors import HeadError, SOAPError
 from ..runtime.head_files import read_tensors
 from ..runtime.projection import SOAPProjection
 from . import NEGLIGIBLE_WEIGHT
+from .components import component_table
 from .semantic_invariance import Mu, semantic_invariance, suppression_weights
 from .token_statistics import ResponseCounts, TokenMoments
 
@@ -26,7 +28,7 @@ LEADING_COMPONENTS = 16
 _COUNTS = ("num_real", "num_synthetic")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SOAPStatistics:
     """Components, responses and scores of a backbone's patch tokens (arXiv 2604.00172).
 
@@ -54,6 +56,15 @@ class SOAPStatistics:
     synthetic_response: Tensor
     num_real: int
     num_synthetic: int
+
+    def __repr__(self) -> str:
+        held, grid = len(self.component_indices), " x ".join(map(str, self.real_response.shape[:-1]))
+        which = f"{len(self.scores)} components" + (f", vectors of {held}" if held < len(self.scores) else "")
+        images = f"{self.num_real} real and {self.num_synthetic} synthetic images"
+        return f"SOAPStatistics({which}, {grid} patches, {images}, top score {float(self.scores.max()):.3f})"
+
+    def _repr_html_(self) -> str:
+        return html_of(repr(self), component_table(self.table()))
 
     @classmethod
     def from_tokens(cls, real: Tensor, synthetic: Tensor) -> "SOAPStatistics":

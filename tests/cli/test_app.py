@@ -96,7 +96,7 @@ def test_fit_info_and_score(run, mae_folder, photos, tmp_path):
     model = AutoModel.from_pretrained(tmp_path / "head")
     assert model(torch.zeros(1, 3, 64, 64)).last_hidden_state.shape == (1, 65, 192)
     _, table, err = run("info", "head")
-    assert table.count(" removed ") == model.config.ranks[0] == 2
+    assert table.count(" removed │") == model.config.ranks[0] == 2
     assert not err
     assert table in out, "the fit shows what info shows"
     for word in ("Directions removed: 2 of 192", "mu=2,", "16 images of fit", "64 x 64 pixels", "seed 0"):

@@ -462,3 +462,13 @@ def test_a_head_of_many_layers_made_by_hand_is_described(vit, tmp_path, capsys):
     SOAPModelWrapper.from_backbone(vit, projections).save_pretrained(tmp_path / "head")
     print_report(HeadRecord.open(tmp_path / "head").config)
     assert "2 of 32, 2 of 32, 2 of 32, 2 of 32" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("trusted", ["", ", trust_remote_code=True"])
+def test_without_the_import_transformers_says_what_to_write(head, trusted):
+    code = f"from transformers import AutoModel; AutoModel.from_pretrained({str(head)!r}{trusted})"
+    done = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "the package soap-hf: write `import soap_hf` before you load this head" in done.stderr
+    done = subprocess.run([sys.executable, "-c", f"import soap_hf; {code}"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

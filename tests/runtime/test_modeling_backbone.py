@@ -12,6 +12,7 @@ from transformers import (
 )
 
 from soap_hf import PatchLayout, SOAPBackbone, SOAPModelWrapper
+from soap_hf.runtime.errors import HeadError
 from tests.conftest import random_projection
 
 
@@ -50,6 +51,28 @@ def test_stages_can_be_chosen_and_are_remembered(head, pixels, tmp_path):
     again = SOAPBackbone.from_pretrained(tmp_path / "two")
     assert again.out_features == ["layer1", "last"]
     assert torch.equal(again(pixels).feature_maps[0], backbone(pixels).feature_maps[0])
+
+
+def test_stages_can_be_chosen_as_it_is_loaded(head, pixels):
+    everything = SOAPBackbone.from_pretrained(head)(pixels).feature_maps
+    for choice in ({"out_features": ["layer0", "last"]}, {"out_indices": [0, 2]}, {"out_indices": (0, -1)}):
+        backbone = SOAPBackbone.from_pretrained(head, **choice)
+        assert backbone.out_features == ["layer0", "last"]
+        maps = backbone(pixels).feature_maps
+        assert len(maps) == 2
+        assert torch.equal(maps[0], everything[0])
+        assert torch.equal(maps[1], everything[2])
+    with_config = SOAPBackbone.from_pretrained(head, config=backbone.config, out_indices=[1])
+    assert (with_config.out_features, backbone.out_features) == (["layer1"], ["layer0", "last"])
+
+
+@pytest.mark.parametrize(
+    "choice", [{"out_features": ["layer7"]}, {"out_features": ["last", "layer0"]}, {"out_indices": [7]}]
+)
+def test_a_stage_that_is_not_there_is_refused_before_the_backbone_is_loaded(head, choice, monkeypatch):
+    monkeypatch.setattr(SOAPModelWrapper, "_find_backbone", None)
+    with pytest.raises(HeadError, match=r"The stages of the head .* are layer0, layer1, last, in this order; choose"):
+        SOAPBackbone.from_pretrained(head, **choice)
 
 
 def test_autobackbone_knows_it(head, pixels):
