@@ -1,7 +1,9 @@
 """The examples run from top to bottom, and print what they promise."""
 
+import base64
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -101,22 +103,41 @@ def test_heads_are_compared_at_every_strength(tmp_path):
     assert all(path.stat().st_mtime_ns > then for path, then in written.items())
 
 
-def test_the_notebook_is_stored_with_pictures_and_small():
-    path = EXAMPLES / "clean_tokens.ipynb"
+NOTEBOOKS = {"clean_tokens": 5, "gallery": 4}
+"""Notebooks, and the pictures in each."""
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_is_stored_with_pictures_and_small(name):
+    path = EXAMPLES / f"{name}.ipynb"
     assert path.stat().st_size < 2**20
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", [])]
-    assert sum("image/jpeg" in output.get("data", {}) for output in outputs) >= 5
+    assert sum("image/jpeg" in output.get("data", {}) for output in outputs) == NOTEBOOKS[name]
     assert all(output["output_type"] != "error" for output in outputs)
     assert str(EXAMPLES.parent) not in path.read_text(encoding="utf-8")
 
 
-def test_the_notebook_runs():
-    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+def test_the_pictures_of_the_gallery_page_are_those_of_its_notebook():
+    cells = json.loads((EXAMPLES / "gallery.ipynb").read_text(encoding="utf-8"))["cells"]
+    tagged = {tag: cell["outputs"] for cell in cells for tag in cell["metadata"].get("tags", [])}
+    page = (EXAMPLES.parent / "docs" / "gallery.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"\]\((.*)\.jpg\)", page)) == sorted(tagged)
+    for tag, outputs in tagged.items():
+        (picture,) = (output["data"]["image/jpeg"] for output in outputs if "image/jpeg" in output.get("data", {}))
+        stored = base64.b64decode("".join(picture))
+        assert (EXAMPLES.parent / "docs" / f"{tag}.jpg").read_bytes() == stored, "run examples/run_notebooks.py again"
+
+
+@pytest.mark.parametrize("name", [pytest.param("clean_tokens", marks=pytest.mark.slow), "gallery"])
+def test_a_notebook_runs_from_top_to_bottom_outside_the_examples(name, tmp_path):
+    pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    notebook = nbformat.read(EXAMPLES / "clean_tokens.ipynb", as_version=4)
-    environment = {**os.environ, "PYTHONPATH": str(EXAMPLES.parent)}
-    client = nbclient.NotebookClient(notebook, resources={"metadata": {"path": str(EXAMPLES)}}, timeout=600)
-    client.execute(env=environment)
-    printed = [output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])]
-    assert any("before, " in text for text in printed)
+    printed = run_example("run_notebooks.py", name, "--output", str(tmp_path))
+    assert printed.startswith(f"{name}: ")
+    cells = json.loads((tmp_path / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert all(cell["execution_count"] for cell in cells if cell["cell_type"] == "code")
+    assert sum("image/jpeg" in output.get("data", {}) for output in outputs) == NOTEBOOKS[name]
+    if name == "clean_tokens":
+        assert any("before, " in "".join(output.get("text", "")) for output in outputs)

@@ -21,7 +21,8 @@ from ..heads.opening import HeadRecord
 from ..runtime.errors import MissingExtraError
 
 try:
-    from .matching import matching_views
+    from .matching import match_fields, matching_views
+    from .neighbours import patch_neighbours
     from .pictures import Picture, look_at, response_overlay, token_colours
     from .records import backbone_label
     from .responses import head_figures, response_maps
@@ -40,8 +41,10 @@ __all__ = [
     "backbone_label",
     "head_figures",
     "look_at",
+    "match_fields",
     "matching_curve",
     "matching_views",
+    "patch_neighbours",
     "rendered",
     "response_maps",
     "response_overlay",

@@ -14,12 +14,17 @@ from matplotlib.text import Text
 from PIL import Image
 
 from soap_hf import PatchLayout, SOAPConfig, SOAPModelWrapper, SOAPProjection, SOAPStatistics
-from soap_hf.evaluation.matching import nearest
+from soap_hf.evaluation.arguments import ViewRule
+from soap_hf.evaluation.comparison import Comparison
+from soap_hf.evaluation.matching import nearest, tokens_of
+from soap_hf.evaluation.views import draw_views, true_places
 from soap_hf.figures import (
     Picture,
     backbone_label,
     head_figures,
     look_at,
+    match_fields,
+    patch_neighbours,
     rendered,
     response_maps,
     response_overlay,
@@ -31,7 +36,9 @@ from soap_hf.figures import (
     to_png,
     token_colours,
 )
-from soap_hf.figures.panels import enlarged, laid_over
+from soap_hf.figures.matching import place_colours
+from soap_hf.figures.neighbours import nearest_patches
+from soap_hf.figures.panels import coloured, enlarged, laid_over
 from soap_hf.figures.pictures import colour_axes, colours_of
 from soap_hf.figures.similarity import best_match, similarities, similarity_panel, similarity_scale
 from soap_hf.runtime.errors import BackboneError, DataError, HeadError, OutputError
@@ -414,6 +421,59 @@ def test_similarity_needs_two_images_and_a_patch_inside(fitted):
         similarity_maps(fitted, [noise_image(0), noise_image(1)], patch=(0.5, 1.5))
     figure = similarity_maps(fitted, [noise_image(0), noise_image(1)])
     assert len([axes for axes in figure.axes if axes.images]) == 10
+
+
+def test_a_field_of_matches_has_the_colours_of_the_places_that_they_find(fitted):
+    images = [noise_image(seed, (90, 70)) for seed in range(2)]
+    axes = match_fields(fitted, images).axes
+    assert len(axes) == 12
+    comparison, grid = Comparison.of(fitted), (4, 4)
+    codes = np.asarray(coloured(Image.new("RGB", (480, 480)), place_colours(grid)))
+    flat = at_patches(codes, grid).reshape(-1, 3)
+    assert len(np.unique(flat, axis=0)) == len(flat), "each place has a colour of its own"
+    for number, image in enumerate(images):
+        pair = draw_views(image, ViewRule(), (32, 32), grid, np.random.default_rng([0, number]))
+        (own, other), places = tokens_of(comparison, pair.views)[-1], true_places(pair.homography.inverse(), grid)
+        inside = places[1].view(grid).numpy()
+        for offset, clean in zip((4, 5), comparison.methods.values(), strict=True):
+            panel = axes[6 * number + offset]
+            matches = nearest(clean(other), clean(own)).view(grid).numpy()
+            shown = at_patches(panel.images[0].get_array(), grid)
+            np.testing.assert_array_equal(shown[inside], flat[matches[inside]])
+            assert (shown[~inside] == 255).all()
+            found = np.stack(np.divmod(matches[inside], 4), axis=-1) + 0.5
+            right = np.abs(found - places[0].view(4, 4, 2).numpy()[inside]).max(-1) <= 1
+            assert [text.get_text() for text in panel.texts] == [f"{right.mean():.0%} right"]
+    with pytest.raises(DataError, match="at least one"):
+        match_fields(fitted, [])
+
+
+def test_a_patch_finds_its_copy_in_another_photograph(fitted):
+    fitted.backbone.embeddings.position_embeddings.data.zero_()
+    pictures = look_at(fitted, [noise_image(seed, (32, 32)) for seed in range(5)])
+    pictures[3].tokens["raw"][1, 2] = pictures[1].tokens["raw"][0, 3]
+    first, *others = nearest_patches(pictures, 1, (0, 3), "raw")
+    assert first == (3, (1, 2), pytest.approx(1))
+    assert {one.number for one in others} == {0, 2, 4}
+    assert [one.cosine for one in others] == sorted((one.cosine for one in others), reverse=True)
+
+
+def test_neighbours_are_shown_raw_above_clean(fitted):
+    images = [noise_image(seed, (40, 30)) for seed in range(4)]
+    figure = patch_neighbours(fitted, images, query=2, neighbours=9)
+    assert len(figure.axes) == 2 * 4, "the query and three others"
+    words = [text.get_text() for text in figure.texts]
+    assert words[:2] == ["by raw tokens", "query"]
+    assert words[5:7] == ["by clean tokens", "query"]
+    pictures = look_at(fitted, images)
+    for row, method in enumerate(("raw", "soap")):
+        found = nearest_patches(pictures, 2, (pictures[2].grid[0] // 2, pictures[2].grid[1] // 2), method)
+        assert words[2 + 5 * row : 5 + 5 * row] == [f"{one.cosine:.2f}" for one in found]
+    for wrong in ({"query": 4}, {"neighbours": 0}):
+        with pytest.raises(DataError, match="Neighbours need two images"):
+            patch_neighbours(fitted, images, **wrong)
+    with pytest.raises(DataError, match="patch must lie between"):
+        patch_neighbours(fitted, images, patch=(0, 1.1))
 
 
 @pytest.mark.parametrize("aspect", [0.1, 0.6, 1, 6])
