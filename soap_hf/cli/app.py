@@ -22,7 +22,7 @@ from .tune import Tune
 
 app = typer.Typer(
     pretty_exceptions_enable=False,
-    help="Clean patch tokens from any frozen vision backbone (SOAP, arXiv 2604.00172).",
+    help="Takes position out of the patch tokens of a frozen vision backbone (SOAP, arXiv 2604.00172).",
     epilog="Add --debug to any command for the full traceback of an error.",
 )
 evaluate = typer.Typer(help="Measure what a head does: raw, clean and baselines side by side.", no_args_is_help=True)
