@@ -1,4 +1,4 @@
-"""A head folded into the weights that read the clean tokens: the same outputs at no cost, and out again."""
+"""A head folded into the weights that read the clean tokens, where these are linear in them; and out again."""
 
 import copy
 import os

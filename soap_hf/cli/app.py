@@ -41,7 +41,7 @@ app = typer.Typer(
     cls=JobGroup,
     result_callback=_start,
     pretty_exceptions_enable=False,
-    help="Clean patch tokens from any frozen vision backbone (SOAP, arXiv 2604.00172).",
+    help="Takes position out of the patch tokens of a frozen vision backbone (SOAP, arXiv 2604.00172).",
     epilog="Add --debug to any command for the full traceback of an error.",
 )
 evaluate = typer.Typer(
