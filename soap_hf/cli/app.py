@@ -109,6 +109,8 @@ def _status_of(arguments: list[str], debug: bool, prepare: Callable[[], object] 
             status = vars(error).get("exit_status", 1)
         else:
             message = f"{type(error).__name__}: {first_sentence(error)} (run again with --debug for the traceback)"
+        if not message:  # the help that was asked for is shown
+            return status
         if "exit_status" not in vars(error) or is_first_process():  # a signal is told once
             show(f"Error: {message}", to_stderr=True)
         return status

@@ -332,7 +332,7 @@ def test_unreadable_images_are_named_in_the_manifest(model, rows, tmp_path):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"every": 2}, "every and inside choose among patch tokens"),
+        ({"every": 2}, "every=… and inside=… choose among patch tokens"),
         ({"stored_as": "int8"}, "stored_as must be one of"),
         ({"stored_as": "bfloat16"}, "Parquet has no bfloat16"),
         ({"resume": True, "overwrite": True}, "pass one of them"),
