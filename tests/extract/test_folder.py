@@ -312,7 +312,7 @@ def test_a_signal_is_said_and_the_second_run_at_one_time_refused(head, photos, t
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGCONT)
     output, _ = process.communicate()
-    assert process.returncode == 1
+    assert process.returncode == 128 + signal.SIGTERM
     assert "Interrupted by SIGTERM: complete shards are in" in output
     assert not [path for path in (target / "shards").iterdir() if path.name.startswith(".")]
 
