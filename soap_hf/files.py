@@ -32,7 +32,8 @@ def missing_path(name: str | os.PathLike, *, word_is_path: bool = False) -> str 
     parent = os.path.dirname(text.rstrip("/\\"))
     is_path = text.startswith(("/", ".", "~")) or text.endswith(("/", "\\")) or text.count("/") > 1
     if is_path or os.path.isdir(parent) or (word_is_path and "/" not in text):
-        return f"There is no file or folder {text!r}; {near_path(text) or 'check the path.'}"
+        owner = "" if is_path or "/" in text else ", or give a hub id with its owner (owner/name)"
+        return f"There is no file or folder {text!r}; {near_path(text) or f'check the path{owner}.'}"
     return None
 
 
@@ -43,7 +44,7 @@ def near_path(name: str) -> str:
         there = os.listdir(parent or ".")
     except (OSError, ValueError):  # there is no such folder either
         return ""
-    near = get_close_matches(last, [one for one in there if not one.startswith(".")], n=1, cutoff=0.75)
+    near = get_close_matches(last, [one for one in there if not one.startswith(".")], n=1)
     return f"did you mean {os.path.join(parent, near[0])!r}?" if near else ""
 
 

@@ -44,8 +44,10 @@ class Evaluation(Command, options_of(EvaluationArguments)):  # type: ignore[misc
     def run(self) -> None:
         """Measures, in any number of processes; the main one prints the table and writes the files."""
         from ..files import check_output_folder
+        from ..heads.opening import refuse_missing_head
         from ..processes import from_main_alone, join_processes
 
+        refuse_missing_head(self.head)  # before a data set is fetched
         self.arguments = EvaluationArguments(**values_of(self, EvaluationArguments))
         is_main = join_processes(self.device).is_main_process
         if not self.progress or not is_main:

@@ -157,6 +157,8 @@ def _take_recipe(context: typer.Context, path: Path | None) -> None:
 
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise typer.BadParameter(f"there is no file {path}.") from error
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise typer.BadParameter(f"{path} cannot be read as YAML ({first_sentence(error)}).") from error
     if not isinstance(recipe, dict):

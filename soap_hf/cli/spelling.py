@@ -14,6 +14,7 @@ PLAIN_VERBS = "must|is a|has a|keeps|needs"
 """What follows the name of an option that is a common word, where it begins a sentence about the option."""
 
 REPHRASED = {
+    r", or make the module yourself and pass it as backbone=…": "",
     r", or cast it with dataset\.cast_column\(.*?\)\)": "",
     r" with dataset\.rename_column": "",
     r"; if it moved, pass backbone=…": "; move it back, or load the head in Python with backbone=…",
@@ -47,15 +48,16 @@ def spelled(message: str, options: Mapping[str, str]) -> str:
     Example:
         >>> options = {name: f"--{name.replace('_', '-')}" for name in ("image_column", "patches", "pooling", "tau")}
         >>> spelled("The data set has no column 'picture'; choose one with image_column=….", options)
-        "The data set has no column 'picture'; choose one with --image-column …."
+        "The data set has no column 'picture'; choose one with --image-column."
         >>> spelled("tau must be above 0, not 0; pass patches=True or pooling=None.", options)
         '--tau must be above 0, not 0; pass --patches or --pooling none.'
     """
     for said, here in REPHRASED.items():
         message = re.sub(said, here, message)
     message = re.sub(r"(\(--[\w-]+), \w+=(\w+|…)\)", r"\1)", message)  # said in both ways already
+    message = re.sub(r"\w+=(?:\w+|…) \((--[\w-]+)\)", r"\1", message)
     for name, option in options.items():
-        message = re.sub(rf"(?<![\w.'\"`-]){name}=True\b", option, message)
+        message = re.sub(rf"(?<![\w.'\"`-]){name}=(?:True\b|…)", option, message)
         message = re.sub(rf"(?<![\w.'\"`-]){name}=False\b", f"--no-{option.removeprefix('--')}", message)
         message = re.sub(rf"(?<![\w.'\"`-]){name}=None\b", f"{option} none", message)
         message = re.sub(rf"(?<![\w.'\"`-]){name}=", f"{option} ", message)

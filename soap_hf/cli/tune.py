@@ -47,11 +47,14 @@ class Tune(Command, TuneOptions, RuleOptions):
         from ..data.data_sets import open_dataset
         from ..evaluation.examples import Examples
         from ..evaluation.strength import choose_mu
+        from ..heads.opening import refuse_missing_head
         from ..processes import from_main_alone, join_processes, on_main
 
         chosen = EvaluationArguments(**values_of(self, EvaluationArguments))
         rule = ViewRule(**values_of(self, ViewRule))
         is_main = join_processes(self.device).is_main_process
+        for name in (self.head, *(self.compare or [])):
+            refuse_missing_head(name)  # before a data set is fetched
         target = from_main_alone(self._target)
         draws = is_main and self._draws(target)
         if not self.progress or not is_main:

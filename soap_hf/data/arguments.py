@@ -143,7 +143,7 @@ class ImageArguments:
         if self.batch_size != "auto" and (not isinstance(self.batch_size, int) or self.batch_size < 1):
             raise DataError(f'batch_size must be at least 1, or "auto", not {self.batch_size}.')
         if max(as_size(self.image_size) or (0,)) > MAX_IMAGE_SIDE:
-            size = self.image_size
+            size = "x".join(map(str, as_size(self.image_size) or ()))
             raise DataError(f"image_size={size} is beyond {MAX_IMAGE_SIDE} pixels a side; choose a smaller one.")
 
     @classmethod

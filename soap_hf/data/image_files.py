@@ -47,7 +47,11 @@ def read_image(
         image = convert(_decode(value, mode))
         image.load()
     except Exception as error:  # decoders raise what they like, and every one of them means a bad file
-        reason = "no known image format" if isinstance(error, UnidentifiedImageError) else first_sentence(error)
+        known: dict[type[Exception], str] = {
+            UnidentifiedImageError: "no known image format",
+            FileNotFoundError: "there is no such file",
+        }
+        reason = known.get(type(error)) or first_sentence(error)
         return BadImage(image_name(value, name), reason)
     return image
 

@@ -107,7 +107,7 @@ class ExtractArguments(ImageArguments):
         if self.pooling not in POOLINGS:
             raise DataError(f"pooling must be one of {', '.join(POOLINGS)} or None, not {self.pooling!r}.")
         if (self.every != 1 or self.inside) and not self.patches:
-            raise DataError("every and inside choose among patch tokens; pass patches=True.")
+            raise DataError("every=… and inside=… choose among patch tokens; pass patches=True.")
         if self.every < 1:
             raise DataError(f"every must be at least 1, not {self.every}.")
         if self.stored_as not in (None, *STORED_AS):
@@ -115,7 +115,7 @@ class ExtractArguments(ImageArguments):
         if self.num_images is not None and self.num_images < 1:
             raise DataError(f"num_images must be at least 1, not {self.num_images}.")
         if self.resume and self.overwrite:
-            raise DataError("resume keeps what is there, and overwrite replaces it; pass one of them.")
+            raise DataError("resume=True keeps what is there, and overwrite=True replaces it; pass one of them.")
         parse_shard_size(str(self.shard_size))
 
     @property

@@ -207,7 +207,9 @@ class FitArguments(ImageArguments):
         if self.tolerance is not None and not 0 < self.tolerance < 1:
             raise DataError(f"tolerance must lie between 0 and 1, not {self.tolerance}.")
         if self.checkpoint is None and (self.checkpoint_every is not None or self.resume):
-            raise DataError("checkpoint_every and resume need to know where the checkpoint lies; pass checkpoint=….")
+            raise DataError(
+                "checkpoint_every and resume=True need to know where the checkpoint lies; pass checkpoint=…."
+            )
         if self.checkpoint_every is not None and self.checkpoint_every < 1:
             raise DataError(f"checkpoint_every must be at least 1 image, not {self.checkpoint_every}.")
         for name in ("mean", "std"):

@@ -19,6 +19,7 @@ from ..data.preprocessing import ImagePreprocessor, with_colours
 from ..evaluation.check import check_head
 from ..evaluation.examples import Examples
 from ..evaluation.strength import choose_mu
+from ..files import missing_path
 from ..heads.model import SOAPModelWrapper
 from ..heads.printing import show
 from ..heads.report import print_report
@@ -27,7 +28,7 @@ from ..layout.backbone import OpenedBackbone
 from ..layout.detection import PatchLayout
 from ..layout.plain import name_of
 from ..processes import find_device, from_main_alone, join_processes, on_main
-from ..runtime.errors import BackboneError, LayoutError, SOAPError
+from ..runtime.errors import BackboneError, DataError, LayoutError, SOAPError
 from ..runtime.patch_layout import as_size
 from ..statistics.soap_statistics import SOAPStatistics
 from ..version import package_versions
@@ -112,6 +113,8 @@ def fit_soap(
     if isinstance(tokens, str):
         arguments["tokens"], tokens = tokens, None
     chosen = FitArguments.of("fit_soap", arguments)
+    if isinstance(dataset, (str, os.PathLike)) and (problem := missing_path(dataset)):
+        raise DataError(problem)  # before a backbone is fetched
     join_processes(chosen.device)
     opened = _opened_backbone(backbone, chosen, tokens or chosen.tokens)
     if opened.plain is not None and chosen.layer not in (-1, [-1], (-1,)):

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..files import missing_path
 from ..runtime.errors import HeadError
-from ..runtime.head_files import PROCESSOR_FILE, HeadSource
+from ..runtime.head_files import ADAPTER_FILE, CONFIG_FILE, PROCESSOR_FILE, HeadSource
 from ..runtime.projection import SOAPProjection
 from ..statistics.soap_statistics import SOAPStatistics
 from .config import SOAPConfig
@@ -35,7 +35,7 @@ class HeadRecord:
     @classmethod
     def open(cls, name_or_path: str | os.PathLike, **hub_kwargs: Any) -> "HeadRecord":
         """Opens a head by folder or hub id; `revision`, `token` and the like reach the Hub."""
-        refuse_missing_head(name_or_path)
+        refuse_missing_head(name_or_path, hub_kwargs.get("subfolder"))
         source = HeadSource.open(name_or_path, **hub_kwargs)
         config = source.config(SOAPConfig)
         check_provenance(config)
@@ -47,10 +47,17 @@ class HeadRecord:
         return read_statistics(self.source, self.config)
 
 
-def refuse_missing_head(name_or_path: str | os.PathLike) -> None:
-    """Refuses, with a `HeadError`, a folder of a head that is not there."""
+def refuse_missing_head(name_or_path: str | os.PathLike, subfolder: str | None = None) -> None:
+    """Refuses, with a `HeadError`, a folder of a head that is not there, or holds none."""
     if problem := missing_path(name_or_path, word_is_path=True):
         raise HeadError(problem)
+    name = os.fspath(name_or_path) if subfolder is None else os.path.join(name_or_path, subfolder)
+    if os.path.isdir(name) and not any(
+        os.path.exists(os.path.join(name, file)) for file in (CONFIG_FILE, ADAPTER_FILE)
+    ):
+        raise HeadError(
+            f"Folder {name} holds no head, since it has no {CONFIG_FILE}; give one that a fit has written."
+        )
 
 
 def statistics_file(config: SOAPConfig, layer: int) -> str:

@@ -137,7 +137,7 @@ class HeadSource:
         if os.path.isdir(name):
             # what comes with a head was written by this package, as safetensors
             only_safe = {"use_safetensors": True} if reference.startswith("./") else {}
-            return os.path.normpath(os.path.join(name, reference)), only_safe
+            return os.path.abspath(os.path.join(name, reference)), only_safe
         inside = os.path.normpath(os.path.join(self.hub_kwargs.get("subfolder", ""), reference))
         if inside.startswith(".."):
             raise HeadError(f"The head {name!r} points to a backbone outside its repository: {reference!r}.")

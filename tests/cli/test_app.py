@@ -38,7 +38,7 @@ BAD_OPTIONS = {
     "--mu nan": "'nan' is neither a number nor",
     "--tau 0": "tau must be above 0, not 0",
     "--layer -2": "Invalid value for '--layer'",
-    "--layer 9": "layer=9 does not exist: the backbone has hidden states 0 to 2",
+    "--layer 9": "--layer 9 does not exist: the backbone has hidden states 0 to 2",
     "--num-images 1": "Invalid value for '--num-images'",
     "--nonsense": "No such option",
     "--image-column picture": "no column 'picture'; choose one of image, label",
@@ -168,7 +168,7 @@ def test_code_that_comes_with_a_backbone_is_named_and_not_run(refused, vit_folde
     config |= {"model_type": "my-vit", "auto_map": {"AutoConfig": "mine.Config", "AutoModel": "mine.Model"}}
     (vit_folder / "config.json").write_text(json.dumps(config))
     (vit_folder / "mine.py").write_text("raise SystemExit('it was run')")
-    assert "read its code, then pass trust_remote_code=True" in refused("score", vit_folder, data)
+    assert "read its code, then pass --trust-remote-code." in refused("score", vit_folder, data)
 
 
 @pytest.mark.parametrize(("tensors", "message"), BAD_HEADS.values(), ids=BAD_HEADS)
@@ -191,7 +191,7 @@ def test_a_broken_file_of_a_head_is_refused(head, run, refused):
 
 def test_a_head_without_a_config_is_refused(head, refused):
     (head / "config.json").unlink()
-    assert "cannot be read" in refused("info", head)
+    assert "holds no head, since it has no config.json" in refused("info", head)
 
 
 def test_a_folder_that_is_not_empty_needs_overwrite(run, refused, vit_folder, data, tmp_path):
@@ -241,12 +241,12 @@ def test_tokens_with_nan_stop_the_run_before_it_starts(refused, vit, vit_folder,
     vit.layernorm.weight.data.fill_(1e5)  # overflows in float16
     vit.save_pretrained(vit_folder)
     error = refused("score", vit_folder, data, "--dtype", "float16", "--num-images", 8, "--quiet")
-    assert "The tokens of ViTModel hold NaN or Inf in float16: load the backbone with dtype=float32" in error
+    assert "The tokens of ViTModel hold NaN or Inf in float16: load the backbone with --dtype float32" in error
 
 
 def test_debug_raises_instead(run, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["soap-hf", "info", "no-head", "--debug"])
-    with pytest.raises(HeadError, match="of the head 'no-head' cannot be read"):
+    with pytest.raises(HeadError, match="no file or folder 'no-head'"):
         main()
 
 

@@ -67,7 +67,7 @@ def test_a_head_of_a_module_goes_through_every_command(run, head, photos, tmp_pa
 
 
 def test_code_runs_only_with_the_flag(refused, head, factory, photos):
-    what = "read that code, then pass trust_remote_code=True (--trust-remote-code)"
+    what = "read that code, then pass --trust-remote-code"
     assert what in refused("fit", factory, photos, "--output", "other", *SMALL)
     assert what in refused("evaluate", "matching", head, photos, "--num-images", 4)
 

@@ -194,9 +194,9 @@ def test_a_processor_without_a_fixed_size_needs_image_size():
 
 
 def test_a_processor_that_cannot_make_one_size_is_refused():
-    with pytest.raises(DataError, match=r"not \(3, 96, 160\).*hoose another image_size or pass image_processor"):
+    with pytest.raises(DataError, match=r"not \(3, 96, 160\).*hoose another image_size or image processor"):
         ImagePreprocessor(ConvNextImageProcessorPil(size={"shortest_edge": 224}), (96, 160))
-    with pytest.raises(DataError, match="hoose another image_size or pass image_processor"):
+    with pytest.raises(DataError, match="hoose another image_size or image processor"):
         ImagePreprocessor(ViTImageProcessorPil(do_resize=False))
 
 

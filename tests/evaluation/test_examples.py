@@ -111,7 +111,10 @@ def test_labels_go_by_name():
 @pytest.mark.parametrize(
     ("column", "message"),
     [
-        ("class", r"no column 'class' of labels; choose one of .*with label_column=…, or sort the images"),
+        (
+            "class",
+            r"no column 'class' of labels; choose one of .*with label_column=…, or put the images of each class",
+        ),
         ("image", "holds Image.*, not labels"),
         ("score", "holds Value.*float64.*, not labels"),
         ("label", "^1 of 3 images have no label in column 'label'"),
