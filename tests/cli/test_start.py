@@ -79,7 +79,7 @@ def test_a_command_says_what_it_will_do_before_the_heavy_imports():
 def test_once_there_is_work_the_package_is_whole(tmp_path):
     code = START.replace("finally:", "except SystemExit:") + (
         "import soap_hf\nfrom transformers import AutoModel\n"
-        f"print(sorted(set(soap_hf.__all__) - set(dir(soap_hf)))[0], type(AutoModel.from_pretrained({str(HEAD)!r})))"
+        f"print(sorted(set(soap_hf.__all__) - set(vars(soap_hf)))[0], type(AutoModel.from_pretrained({str(HEAD)!r})))"
     )
     out, err = start("figures", HEAD, "--output", "drawn", code=code, folder=tmp_path)
     assert (tmp_path / "drawn" / "score_curve.png").is_file(), err

@@ -164,8 +164,8 @@ def test_what_is_no_data_set_is_refused(tmp_path):
         assert name in str(raised.value)
     with pytest.raises(DataError, match="nobody/no-such-data-set"):
         open_dataset("nobody/no-such-data-set")
-    with pytest.raises(DataError, match="not list"):
-        open_dataset([noise_image(0)])
+    with pytest.raises(DataError, match="not dict"):
+        open_dataset({"image": [noise_image(0)]})
 
 
 def test_a_seed_names_the_sample_and_its_order(few, preprocess):
