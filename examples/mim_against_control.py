@@ -77,8 +77,8 @@ def compare(arguments: argparse.Namespace) -> None:
 def measure(evaluation: str, head: Path, data: list[str], mu: str, removed: int, output: Path) -> dict[str, Any]:
     """What an evaluation of a head says at a strength; baselines only where something is removed."""
     folder = output / head.name / f"{evaluation}-mu-{mu}"
-    methods = [f"--method={method}" for method in ("soap", *(BASELINES if removed else ()))]
-    command = ["evaluate", evaluation, str(head), *data, "--mu", mu, *methods]
+    baselines = [*(f"--method={method}" for method in BASELINES), "--rank", str(removed)] if removed else []
+    command = ["evaluate", evaluation, str(head), *data, "--mu", mu, *baselines]
     command += ["--output", str(folder), "--overwrite", "--quiet"]
     summary = folder / "summary.json"
     if summary.exists() and summary.stat().st_mtime > (head / "config.json").stat().st_mtime:
@@ -108,7 +108,7 @@ def run(command: list[str]) -> None:
     """A command of `soap-hf`, in this process, which saves loading everything again."""
     sys.argv = ["soap-hf", *command]  # from which the evaluation notes its command
     print("$", command_line(command), file=sys.stderr, flush=True)
-    app(command, standalone_mode=False)
+    app(command, standalone_mode=False).run()
 
 
 def table(found: dict[tuple[str, str], dict[str, Any]], metric: str) -> Iterator[str]:
@@ -118,10 +118,20 @@ def table(found: dict[tuple[str, str], dict[str, Any]], metric: str) -> Iterator
     for (head, mu), summary in found.items():
         cells = [
             difference(summary, method, metric) if metric in summary["means"].get(method, {}) else ""
-            for method in ("soap", *BASELINES)
+            for method in (at_strength(summary, mu), *BASELINES)
         ]
         raw = decimals(summary["means"]["raw"].get(metric))
-        yield f"| {head} | {mu} | {summary['settings']['ranks']['soap']} | {raw} | " + " | ".join(cells) + " |"
+        yield (
+            f"| {head} | {mu} | {summary['settings']['ranks'][at_strength(summary, mu)]} | {raw} | "
+            + " | ".join(cells)
+            + " |"
+        )
+
+
+def at_strength(summary: dict[str, Any], mu: str) -> str:
+    """What a summary calls the head at a strength; its own is `soap`."""
+    name = f"soap mu={mu if mu == 'auto' else format(float(mu), 'g')}"
+    return name if name in summary["means"] else "soap"
 
 
 def difference(summary: dict[str, Any], method: str, metric: str) -> str:

@@ -136,7 +136,11 @@ def differences(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
     names = [name for name in {**here, **there} if there.get(name) != here.get(name)]
     if "num images" in names:  # one word for what was asked for and what came of it
         names = [name for name in names if name != SAMPLE_SIZE]
-    told = {name: name if name.startswith("the ") else name.replace(" ", "_") for name in names if name not in DIGESTS}
+    told = {
+        name: name if name.startswith(("the ", "where ")) else name.replace(" ", "_")
+        for name in names
+        if name not in DIGESTS
+    }
     values = {name: (there.get(name, "not known"), here.get(name, "not known")) for name in told}
     differ = [f"{told[name]}: {one} there, {other} here" for name, (one, other) in values.items()]
     return differ + [said for name, said in DIGESTS.items() if name in names]

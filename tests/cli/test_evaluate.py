@@ -253,7 +253,7 @@ REFUSALS = {
     "knn head photographs --test-dataset photographs": "no column 'label' of labels; choose one of image",
     "knn head single --test-dataset photographs": "2 images are needed, but the data set has 1",
     "knn head colours --method pca --k 1": "There is no method 'pca'",
-    "knn nothing colours --k 1": "config.json of the head 'nothing' cannot be read",
+    "knn nothing colours --k 1": "There is no file or folder 'nothing'",
     "segmentation head images orphans": "4 of 7 files have no mask of the same name (test/0.png",
     "segmentation head images photographs": "files have no mask of the same name",
     "segmentation head images": "no column 'mask'",

@@ -104,7 +104,7 @@ def test_arguments_tokens_and_colours_are_options(run, factory, photos, tmp_path
         ("--mean", "1,2", "is not a number for each of three channels"),
         ("--std", "0,1,1", "std must be positive"),
         ("--backbone-arguments", "[1]", "is no object of JSON"),
-        ("--layer", "1", "instead of layer pass tokens"),
+        ("--layer", "1", "instead of layer pass --tokens"),
     ],
 )
 def test_bad_options_are_refused(run, factory, photos, tmp_path, option, value, what):

@@ -276,7 +276,7 @@ def test_the_named_backbone_must_be_the_same(hub, backbone, images, processor, t
     other.push_to_hub("tester/other")
     with pytest.raises(HeadError, match="hidden_size"):
         model.push_to_hub(REPO, backbone_id="tester/other")
-    with pytest.raises(HubError, match="tester/nowhere"):
+    with pytest.raises(HubError, match="there is no model tester/nowhere on the Hub"):
         model.push_to_hub(REPO, backbone_id="tester/nowhere")
 
 
