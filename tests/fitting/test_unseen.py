@@ -12,6 +12,8 @@ from transformers import AutoModel
 
 from soap_hf import fit_soap
 from soap_hf.data.data_sets import open_dataset
+from soap_hf.data.image_sample import ImageSample
+from soap_hf.evaluation.examples import Examples
 from soap_hf.fitting.arguments import FitArguments
 from soap_hf.fitting.unseen import split_images
 from soap_hf.heads.report import checks
@@ -24,12 +26,13 @@ def numbered(count: int) -> Dataset:
     return Dataset.from_dict({"image": [Image.new("RGB", (8, 8), (number, 0, 0)) for number in range(count)]})
 
 
-def numbers(batches) -> list[int]:
-    return [number for batch in batches for number in batch.values]
+def read(images: Examples | ImageSample) -> list[int]:
+    def shade(example):
+        return example.image.getpixel((0, 0))[0]
 
-
-def read(sample) -> list[int]:
-    return numbers(sample.batches(lambda example: example.image.getpixel((0, 0))[0], 7))
+    if isinstance(images, Examples):
+        return [number for part in images.measured(shade, list, 7) for number in part.value]
+    return [number for batch in images.batches(shade, 7) for number in batch.values]
 
 
 @pytest.mark.parametrize(
