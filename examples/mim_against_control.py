@@ -108,7 +108,7 @@ def run(command: list[str]) -> None:
     """A command of `soap-hf`, in this process, which saves loading everything again."""
     sys.argv = ["soap-hf", *command]  # from which the evaluation notes its command
     print("$", command_line(command), file=sys.stderr, flush=True)
-    app(command, standalone_mode=False).run()
+    app(command, standalone_mode=False)
 
 
 def table(found: dict[tuple[str, str], dict[str, Any]], metric: str) -> Iterator[str]:

@@ -10,9 +10,10 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoModel
 
 from soap_hf import SOAPModelWrapper, attach_soap, fit_soap
+from soap_hf.compat import AutoImageProcessor
 from soap_hf.heads.hub import Push, push_head
 from soap_hf.runtime import modeling_soap
 from soap_hf.runtime.errors import BackboneError, CheckpointError, HeadError, HubError, LayoutError, OutputError
