@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -71,7 +72,7 @@ class Comparison:
         projections = method_projections(model, methods, mu=mu, preprocess=preprocess, rank=rank, layer=layer)
         return cls(model, layer, preprocess, projections, share)
 
-    @property
+    @cached_property  # it costs a forward pass
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the patches, for images of the head's size.
 

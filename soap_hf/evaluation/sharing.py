@@ -56,7 +56,7 @@ def measure_images(
     parts: list[Part] = []
     batches = sample.batches(prepare, batch_size, rank=rank, num_processes=others)
     with tqdm(total=sample.available, desc=phase, unit=" images", disable=not progress or rank > 0) as bar:
-        reading = True
+        reading = 1
         while reading:
             batch, error = None, None
             try:
@@ -69,10 +69,10 @@ def measure_images(
                 error = caught
             read = [] if batch is None else [batch._replace(values=None)]
             if share:
-                reading = sum_unless_one_failed(error, [len(read)]) > [0]
+                (reading,) = sum_unless_one_failed(error, [len(read)])
                 read = gather_lists(read)
             else:
-                reading = bool(read)
+                reading = len(read)
             for each in read:
                 tally.add(each)
                 bar.update(each.num_images)

@@ -25,15 +25,15 @@ def encode(
     model: Any,
     images: Any,
     *,
-    batch_size: int = 32,
-    pooling: Pooling | None = "mean",
-    normalize: bool = False,
-    image_size: int | tuple[int, int] | None = None,
-    image_column: str = "image",
-    as_tensor: bool = False,
-    progress: bool = True,
+    batch_size: int,
+    pooling: Pooling | None,
+    normalize: bool,
+    image_size: int | tuple[int, int] | None,
+    image_column: str,
+    as_tensor: bool,
+    progress: bool,
 ) -> np.ndarray | Tensor:
-    """What [`SOAPModelWrapper.encode`] does; its arguments and errors."""
+    """What [`SOAPModelWrapper.encode`] does; its arguments, which have their defaults there, and errors."""
     if batch_size < 1:
         raise DataError(f"batch_size must be at least 1, not {batch_size}.")
     is_one = _is_one(images)
